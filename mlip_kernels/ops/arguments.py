@@ -1,0 +1,97 @@
+"""Checks of arguments, shared by every operator: each error names the argument, what came and what was wanted.
+
+All of them look at metadata only (shape, dtype, device), so they cost no synchronisation and trace under
+``torch.compile``. They run before anything is launched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensor(name: str, value: object, *, layout: str, dtypes: Sequence[torch.dtype] = FLOATING) -> Tensor:
+    """Return ``value`` if it is a tensor of one of ``dtypes`` with as many dimensions as ``layout`` names.
+
+    ``layout`` is written as in the documentation, for example ``"[B, N, D]"``; its commas are counted.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor {layout}, got {type(value).__name__}")
+    dimensions = layout.count(",") + 1
+    if value.dim() != dimensions:
+        raise ValueError(f"{name}: expected {layout} ({dimensions} dimensions), got shape {list(value.shape)}")
+    if value.dtype not in dtypes:
+        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name}: expected dtype {wanted}, got {str(value.dtype).removeprefix('torch.')}")
+    return value
+
+
+def check_tokens(name: str, value: object) -> Tensor:
+    """Return ``value`` if it is a floating-point ``[B, N, D]`` with N, D ≥ 1 (B may be 0)."""
+    tokens = check_tensor(name, value, layout="[B, N, D]")
+    if tokens.shape[1] < 1 or tokens.shape[2] < 1:
+        raise ValueError(f"{name}: expected [B, N, D] with N, D >= 1, got shape {list(tokens.shape)}")
+    return tokens
+
+
+def check_shape(name: str, value: Tensor, expected: Sequence[int], layout: str) -> None:
+    """Raise unless ``value`` has exactly the shape ``expected``, which ``layout`` spells in letters."""
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected {layout} = {list(expected)}, got shape {list(value.shape)}")
+
+
+def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless ``value`` lives where ``other`` does."""
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected device {other.device} (that of {other_name}), got {value.device}")
+
+
+def check_integer(name: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
+    """Return ``value`` if it is an integer in ``[minimum, maximum]``; booleans are refused."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if value < minimum or (maximum is not None and value > maximum):
+        wanted = f">= {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
+        raise ValueError(f"{name}: expected an integer {wanted}, got {value}")
+    return value  # type: ignore[return-value]  # a SymInt stands for an int while tracing
+
+
+def check_number(name: str, value: object, *, minimum: float = -math.inf, maximum: float = math.inf) -> float:
+    """Return ``value`` if it is a finite real number in ``[minimum, maximum]``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not math.isfinite(value) or value < minimum or value > maximum:
+        raise ValueError(f"{name}: expected a finite number in [{minimum}, {maximum}], got {value}")
+    return value  # type: ignore[return-value]
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_prefix(prefix_tokens: object, tokens: int) -> int:
+    """Return the number of leading class or register tokens; at least one token must remain behind them."""
+    prefix = check_integer("prefix_tokens", prefix_tokens, minimum=0)
+    if prefix >= tokens:
+        raise ValueError(f"prefix_tokens: expected fewer than the {tokens} tokens of x, got {prefix}")
+    return prefix
+
+
+def check_grid(grid: object, tokens: int, name: str = "grid") -> tuple[int, int] | None:
+    """Return ``grid`` as ``(height, width)`` whose product is ``tokens``, or ``None`` for the token axis."""
+    if grid is None:
+        return None
+    if not isinstance(grid, Sequence) or isinstance(grid, str) or len(grid) != 2:
+        raise TypeError(f"{name}: expected (height, width) or None, got {grid!r}")
+    height = check_integer(f"{name}[0]", grid[0], minimum=1)
+    width = check_integer(f"{name}[1]", grid[1], minimum=1)
+    if height * width != tokens:
+        raise ValueError(f"{name}: expected height * width = {tokens} tokens, got {height} x {width} = {height * width}")
+    return height, width

@@ -1,0 +1,126 @@
+"""What the tests of this package measure with, importable by users for their own operators.
+
+The rule of accuracy: an operator may be at most twice as wrong as PyTorch in the same dtype, both measured against
+a float64 truth (the rule of FlashAttention and of cut-cross-entropy). It scales itself, so no tolerance is tuned by
+hand. Where there is no same-dtype PyTorch to compare with, `assert_close` allows a stated number of roundings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Every dtype that the reference and the CPU kernels take."""
+
+TOKEN_SHAPES = (
+    (1, 1, 1),
+    (2, 2, 3),
+    (3, 7, 17),
+    (2, 49, 64),
+    (1, 50, 65),
+    (2, 197, 48),
+    (0, 5, 8),
+)
+"""Awkward ``(B, N, D)``: single elements, odd and prime sizes, a tail after every vector width, an empty batch."""
+
+
+def epsilon(dtype: torch.dtype) -> float:
+    """The relative rounding error of one operation in ``dtype``: half the distance between 1 and the next number."""
+    return torch.finfo(dtype).eps / 2
+
+
+def error(actual: Tensor, truth: Tensor) -> float:
+    """Largest absolute difference from a float64 ``truth``; NaN and infinities must stand in the same places."""
+    if actual.shape != truth.shape:
+        raise AssertionError(f"shape {list(actual.shape)} instead of {list(truth.shape)}")
+    if not truth.numel():
+        return 0.0
+    actual, truth = actual.detach().double().cpu(), truth.detach().double().cpu()
+    finite = truth.isfinite()
+    torch.testing.assert_close(actual[~finite], truth[~finite], equal_nan=True, rtol=0, atol=0)
+    if not bool(actual[finite].isfinite().all()):
+        raise AssertionError(f"{int((~actual[finite].isfinite()).sum())} values are not finite where the truth is")
+    return float((actual - truth)[finite].abs().max()) if bool(finite.any()) else 0.0
+
+
+def assert_as_accurate(actual: Tensor, baseline: Tensor, truth: Tensor, *, factor: float = 2.0, name: str = "") -> None:
+    """``actual`` is at most ``factor`` times as far from ``truth`` as ``baseline``, PyTorch in the same dtype.
+
+    One rounding of the largest true value to the dtype of ``actual`` is always allowed, so that an exact baseline
+    does not demand an exact result.
+    """
+    scale = float(truth.detach().double().abs().nan_to_num(0, 0, 0).max()) if truth.numel() else 0.0
+    allowed = factor * error(baseline, truth) + 2 * epsilon(actual.dtype) * scale
+    found = error(actual, truth)
+    if found > allowed:
+        raise AssertionError(f"{name or 'result'}: error {found:.3g} exceeds {allowed:.3g} ({factor} x PyTorch's own)")
+
+
+def assert_close(actual: Tensor, expected: Tensor, *, roundings: float = 8.0, name: str = "") -> None:
+    """``actual`` equals ``expected`` up to ``roundings`` roundings of the largest expected value.
+
+    The rounding is that of the coarser of the two dtypes. For a sum of n terms, √n roundings is what to expect.
+    """
+    coarse = max((t.dtype for t in (actual, expected) if t.is_floating_point()), key=epsilon, default=torch.float64)
+    scale = float(expected.detach().double().abs().nan_to_num(0, 0, 0).max()) if expected.numel() else 0.0
+    allowed = roundings * 2 * epsilon(coarse) * max(scale, torch.finfo(torch.float32).tiny)
+    found = error(actual, expected.double())
+    if found > allowed:
+        raise AssertionError(f"{name or 'result'}: differs by {found:.3g}, allowed {allowed:.3g} at scale {scale:.3g}")
+
+
+def assert_identical(actual: Tensor, expected: Tensor, *, name: str = "") -> None:
+    """Bitwise equality, NaN equal to NaN."""
+    same = actual.shape == expected.shape and actual.dtype == expected.dtype
+    if not same or not torch.equal(actual.nan_to_num(0), expected.nan_to_num(0)):
+        raise AssertionError(f"{name or 'result'}: not bitwise equal")
+    if actual.is_floating_point() and not torch.equal(actual.isnan(), expected.isnan()):
+        raise AssertionError(f"{name or 'result'}: NaN in different places")
+
+
+def gradients(function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
+    """Gradients of ``inputs`` (floating point only) for a fixed random cotangent on every output."""
+    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+    outputs = function(*leaves)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    outputs = [y for y in outputs if y.requires_grad]
+    generator = torch.Generator().manual_seed(seed)
+    cotangents = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
+    wanted = [t for t in leaves if t.requires_grad]
+    return list(torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, materialize_grads=True))
+
+
+def permuted(x: Tensor) -> Tensor:
+    """The same values in dense memory with reversed strides: what a careless ``data_ptr`` reads wrongly."""
+    order = tuple(range(x.dim() - 1, -1, -1))
+    return x.detach().permute(order).contiguous().permute(order).requires_grad_(x.requires_grad)
+
+
+@contextmanager
+def uninitialized_memory_is_nan() -> Iterator[None]:
+    """Fill what ``torch.empty`` returns with NaN, so that an element nobody writes is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = filling
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with ``count`` intra-op CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
