@@ -1,30 +1,57 @@
-"""Operator schemas, and the compiled parts that implement them where they could be built.
+"""Operators in torch's dispatcher, and the compiled parts that implement them where they could be built.
 
-Schemas and the plain-PyTorch reference are registered from Python, so the package imports, traces and trains even
-where nothing was compiled. A compiled part adds faster kernels for its device under the same names; which one runs
-is torch's own dispatch by device.
+One operator has one name, and torch's dispatcher is the switch:
+
+    CPU      C++ (``csrc/cpu``), registered by ``_cpu.so``
+    CUDA     `_on_cuda` below: Triton or CUDA C++, chosen by ``MLIP_KERNELS_CUDA_BACKEND``
+    others   the plain-PyTorch reference, which also stands in for every part that is absent
+
+Schemas, references, fakes and gradients are registered from Python, so the package imports, traces and trains even
+where nothing was compiled. The CUDA C++ kernels live under the same names in a namespace of their own,
+``mlip_kernels_cuda``, so that they do not occupy the CUDA key that Triton shares with them.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import json
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY = torch.library.Library("mlip_kernels", "DEF")
+CUDA_LIBRARY = torch.library.Library("mlip_kernels_cuda", "DEF")
+
+DISABLED = os.environ.get("MLIP_KERNELS_DISABLE_EXT") == "1"
+"""Whether the user asked for the reference everywhere: neither compiled parts nor Triton."""
 
 LOADED: dict[str, str] = {}
-"""Compiled part -> ``"ok"`` or the reason why it is absent."""
+"""Compiled part (``cpu``, ``cuda``) -> ``"ok"`` or the reason why it is absent."""
 
+REMEDY = {
+    "cpu": "install a C++ compiler (on Debian and Ubuntu: apt install g++)",
+    "cuda": "install the CUDA toolkit with nvcc (or name it in CUDA_HOME), or Triton",
+}
+
+_triton_kernels: dict[str, str] = {}
+_warned: set[str] = set()
 _reference_depth = 0
 
 
 @contextmanager
 def use_reference() -> Iterator[None]:
-    """Run every operator called inside on the plain-PyTorch reference, whatever is compiled."""
+    """Run every operator called inside on the plain-PyTorch reference, whatever is compiled.
+
+    The reference is ordinary autograd: it also serves ``torch.func`` and second derivatives, which the kernels refuse.
+    Backward passes run on what their forward pass ran on.
+    """
     global _reference_depth
     _reference_depth += 1
     try:
@@ -38,17 +65,157 @@ def reference_requested() -> bool:
     return _reference_depth > 0
 
 
+def define(
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    triton: str | None = None,
+) -> Callable[..., Any]:
+    """Define the operator ``mlip_kernels::<schema>`` for every device, and return what calls it.
+
+    Args:
+        schema: name, arguments and results as in ``native_functions.yaml``; the first tensor decides the device.
+        reference: the operator in plain PyTorch, returning contiguous tensors.
+        fake: the shapes and dtypes of the results, for tracing.
+        triton: ``"module:function"`` of the Triton launcher, imported at the first CUDA call.
+    """
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema)
+    CUDA_LIBRARY.define(schema)
+    if triton is not None:
+        _triton_kernels[name] = triton
+
+    def fallback(*arguments: Any) -> Any:
+        _warn_if_slow(_device(arguments).type)
+        return reference(*arguments)
+
+    LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
+    if not DISABLED:
+        LIBRARY.impl(name, functools.partial(_on_cuda, name, fallback), "CUDA")
+    torch.library.register_fake(f"mlip_kernels::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.mlip_kernels, name).default
+
+
+def differentiate(
+    name: str,
+    *,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+    through: tuple[str, ...],
+) -> None:
+    """Give the operator ``name`` its gradient, computed by the operators ``through``.
+
+    A registered formula serves eager mode, ``torch.compile(fullgraph=True)`` and ``torch.export`` alike, and costs
+    less per call than a ``torch.autograd.Function`` with a ``setup_context`` of its own. What is not implemented
+    raises: without the second registration a gradient of the gradient would silently be zero.
+    """
+    torch.library.register_autograd(f"mlip_kernels::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+    def refuse(context: Any, *gradients: Tensor) -> None:
+        raise RuntimeError(
+            f"mlip_kernels::{name} has no second derivative; compute it inside `with mlip_kernels.use_reference():`"
+        )
+
+    for operator in through:
+        torch.library.register_autograd(f"mlip_kernels::{operator}", refuse, lib=LIBRARY)
+
+
+def _on_cuda(name: str, fallback: Callable[..., Any], *arguments: Any) -> Any:
+    """The CUDA key of every operator: the chosen backend, on the device of the tensors."""
+    kernel = cuda_kernel(name)
+    tensor = _first_tensor(arguments)
+    if kernel is None or tensor.dtype == torch.float64:
+        return fallback(*arguments)
+    with torch.cuda.device(tensor.device):
+        return kernel(*arguments)
+
+
+@functools.cache
+def cuda_kernel(name: str) -> Callable[..., Any] | None:
+    """What computes operator ``name`` on CUDA tensors; ``None`` where ``auto`` finds neither Triton nor CUDA C++.
+
+    ``auto`` prefers Triton, whose launches take the road that every user of ``torch.compile`` takes.
+
+    Raises:
+        ValueError: ``MLIP_KERNELS_CUDA_BACKEND`` is not ``auto``, ``triton`` or ``cuda``.
+        RuntimeError: it asks for a backend that is not there; the message says why.
+    """
+    choice = os.environ.get("MLIP_KERNELS_CUDA_BACKEND") or "auto"
+    find = {"triton": _find_triton, "cuda": _find_cuda}
+    if choice not in ("auto", *find):
+        raise ValueError(f"MLIP_KERNELS_CUDA_BACKEND: expected 'auto', 'triton' or 'cuda', got {choice!r}")
+    for backend in find if choice == "auto" else (choice,):
+        kernel, reason = find[backend](name)
+        if kernel is not None:
+            return kernel
+        if choice != "auto":
+            raise RuntimeError(f"MLIP_KERNELS_CUDA_BACKEND={choice}, but {name} cannot run on it: {reason}")
+    return None
+
+
+def _find_triton(name: str) -> tuple[Callable[..., Any] | None, str]:
+    if name not in _triton_kernels:
+        return None, "it has no Triton kernel"
+    module, _, function = _triton_kernels[name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), function), ""
+    except ImportError as failure:
+        return None, f"Triton cannot be imported ({failure}); pip install triton"
+
+
+def _find_cuda(name: str) -> tuple[Callable[..., Any] | None, str]:
+    if LOADED["cuda"] != "ok":
+        return None, f"the CUDA part is absent ({LOADED['cuda']})"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"mlip_kernels_cuda::{name}", "CUDA"):
+        return None, "it has no CUDA C++ kernel"
+    return getattr(torch.ops.mlip_kernels_cuda, name).default, ""
+
+
+def _warn_if_slow(part: str) -> None:
+    """Say once per device type that the reference stands in for kernels which are absent, and how to get them."""
+    if part not in LOADED or LOADED[part] == "ok" or DISABLED or part in _warned:
+        return
+    _warned.add(part)
+    warnings.warn(
+        f"mlip_kernels: no compiled {part.upper()} kernels ({LOADED[part]}); the slower PyTorch reference runs instead."
+        f" To build them, {REMEDY[part]} and reinstall: pip install --force-reinstall --no-deps mlip_kernels."
+        " Details: python -m mlip_kernels.env. MLIP_KERNELS_DISABLE_EXT=1 asks for the reference and silences this.",
+        stacklevel=4,
+    )
+
+
+def _first_tensor(arguments: tuple[Any, ...]) -> Tensor:
+    return next(argument for argument in arguments if isinstance(argument, Tensor))
+
+
+def _device(arguments: tuple[Any, ...]) -> torch.device:
+    return _first_tensor(arguments).device
+
+
+def build_record() -> dict[str, Any]:
+    """What the build wrote down: each part as ``"ok"`` or its reason, and the tools; empty if it never ran."""
+    try:
+        return json.loads(Path(__file__).with_name("_build.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def load() -> None:
     """Load the compiled parts that lie beside this file, and note why the others are absent."""
     for part in ("cpu", "cuda"):
         path = Path(__file__).with_name(f"_{part}.so")
-        if os.environ.get("MLIP_KERNELS_DISABLE_EXT") == "1":
+        if DISABLED:
             LOADED[part] = "disabled by MLIP_KERNELS_DISABLE_EXT=1"
         elif not path.exists():
-            LOADED[part] = "not built"
+            reason = build_record().get(part, "not built")
+            LOADED[part] = "the file is missing" if reason == "ok" else reason
         else:
             try:
                 torch.ops.load_library(path)
                 LOADED[part] = "ok"
-            except OSError as failure:
-                LOADED[part] = str(failure)
+            except (OSError, RuntimeError) as failure:
+                LOADED[part] = f"cannot be loaded: {failure}"
+
+
+load()
