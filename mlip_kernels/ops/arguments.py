@@ -65,7 +65,8 @@ def check_number(name: str, value: object, *, minimum: float = -math.inf, maximu
     """Return ``value`` if it is a finite real number in ``[minimum, maximum]``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value) or value < minimum or value > maximum:
+    # Comparisons, unlike math.isfinite, can be traced; each is false for NaN.
+    if not -math.inf < value < math.inf or value < minimum or value > maximum:
         raise ValueError(f"{name}: expected a finite number in [{minimum}, {maximum}], got {value}")
     return value  # type: ignore[return-value]
 
@@ -93,5 +94,7 @@ def check_grid(grid: object, tokens: int, name: str = "grid") -> tuple[int, int]
     height = check_integer(f"{name}[0]", grid[0], minimum=1)
     width = check_integer(f"{name}[1]", grid[1], minimum=1)
     if height * width != tokens:
-        raise ValueError(f"{name}: expected height * width = {tokens} tokens, got {height} x {width} = {height * width}")
+        raise ValueError(
+            f"{name}: expected height * width = {tokens} tokens, got {height} x {width} = {height * width}"
+        )
     return height, width

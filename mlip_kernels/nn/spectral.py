@@ -1,0 +1,251 @@
+"""Modules that mix tokens in the frequency domain."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mlip_kernels.ops.arguments import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_shape,
+    check_tensor,
+    check_tokens,
+)
+from mlip_kernels.ops.spectral import spectral_filter
+from mlip_kernels.ops.spectral.checks import check_new_grid, spectrum_layout, spectrum_shape
+
+Lengths = int | Sequence[int]
+
+
+class SpectralFilter(nn.Module):
+    """Learned filter of every channel in the frequency domain: `mlip_kernels.spectral_filter` with its weight.
+
+    A drop-in for the global filter layer of GFNet (Rao et al., NeurIPS 2021): the parameter has its name
+    ``complex_weight``, its shape ``[H, W // 2 + 1, D, 2]`` and its initial values (0.02 times standard normal), so its
+    checkpoints load, and the output has the dtype of the input.
+
+    Args:
+        dim: channels D.
+        grid: ``(H, W)`` filters the patch grid, a number N the token axis; both without prefix tokens.
+        basis: ``"rfft"`` (a complex weight) or ``"dct"`` (a real ``weight`` of shape ``[H, W, D]`` or ``[N, D]``).
+        prefix_tokens: leading class or register tokens, which pass unchanged.
+    """
+
+    def __init__(self, dim: int, grid: Lengths, *, basis: str = "rfft", prefix_tokens: int = 0) -> None:
+        super().__init__()
+        check_choice("basis", basis, ("rfft", "dct"))
+        self.dim = check_integer("dim", dim, minimum=1)
+        self.grid = _lengths("grid", grid)
+        self.basis = basis
+        self.prefix_tokens = check_integer("prefix_tokens", prefix_tokens, minimum=0)
+        weight = nn.Parameter(torch.empty(_weight_shape(self.grid, basis, dim)))
+        self.register_parameter(self._weight_name, weight)
+        self.reset_parameters()
+
+    @property
+    def _weight_name(self) -> str:
+        return "complex_weight" if self.basis == "rfft" else "weight"
+
+    def reset_parameters(self) -> None:
+        """Draw the weight anew: 0.02 times standard normal."""
+        nn.init.normal_(getattr(self, self._weight_name), std=0.02)
+
+    def forward(self, x: Tensor, grid: Lengths | None = None) -> Tensor:
+        """Filter tokens ``[B, prefix_tokens + N, D]``; on another ``grid``, with the weight resampled for it."""
+        grid = self.grid if grid is None else _lengths("grid", grid)
+        weight = resample_filter(getattr(self, self._weight_name), self.grid, grid, basis=self.basis)
+        return spectral_filter(
+            x,
+            weight,
+            grid=grid if isinstance(grid, tuple) else None,
+            basis=self.basis,
+            prefix_tokens=self.prefix_tokens,
+        )
+
+    @torch.no_grad()
+    def set_grid(self, grid: Lengths) -> None:
+        """Move to another grid for good; the resampled weight is a new parameter, unknown to existing optimizers."""
+        grid = _lengths("grid", grid)
+        weight: nn.Parameter = getattr(self, self._weight_name)
+        resampled = resample_filter(weight, self.grid, grid, basis=self.basis)
+        setattr(self, self._weight_name, nn.Parameter(resampled.clone(), requires_grad=weight.requires_grad))
+        self.grid = grid
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, grid={self.grid}, basis={self.basis!r}, prefix_tokens={self.prefix_tokens}"
+
+
+def resample_filter(weight: Tensor, grid: Lengths, new_grid: Lengths, *, basis: str = "rfft") -> Tensor:
+    """The weight of a spectral filter for another grid or number of tokens, with the same response per frequency.
+
+    Coefficient k of n new ones takes the old weight at the normalised frequency of k, interpolated linearly along each
+    axis; the rows of an FFT are a circle, and beyond the last frequency the last weight holds. The same grid gives the
+    weight itself.
+
+    Args:
+        weight: ``[H, W // 2 + 1, D, 2]`` or ``[N // 2 + 1, D, 2]`` for ``"rfft"``, ``[H, W, D]`` or ``[N, D]`` for
+            ``"dct"``.
+        grid: ``(H, W)`` or the number of tokens N that the weight is made for.
+        new_grid: of the same kind.
+        basis: ``"rfft"`` or ``"dct"``.
+    """
+    check_choice("basis", basis, ("rfft", "dct"))
+    grid, new_grid = _lengths("grid", grid), _lengths("new_grid", new_grid)
+    if isinstance(grid, tuple) != isinstance(new_grid, tuple):
+        kind = "(height, width)" if isinstance(grid, tuple) else "a number of tokens"
+        raise ValueError(f"new_grid: expected {kind} like grid, got {new_grid!r}")
+    layout = spectrum_layout(_pair(grid), basis, ", D, 2" if basis == "rfft" else ", D")
+    check_tensor("weight", weight, layout=layout)
+    axes, new_axes = _axes(grid), _axes(new_grid)
+    check_shape("weight", weight, _weight_shape(grid, basis, weight.shape[len(axes)]), layout)
+    for axis, (n, new_n) in enumerate(zip(axes, new_axes, strict=True)):
+        if n != new_n:
+            last = axis == len(axes) - 1
+            weight = _resample_axis(weight, axis, n, new_n, circular=basis == "rfft" and not last, half=basis == "rfft")
+    return weight
+
+
+def _resample_axis(weight: Tensor, axis: int, n: int, new_n: int, *, circular: bool, half: bool) -> Tensor:
+    count = weight.shape[axis]
+    k = torch.arange(new_n // 2 + 1 if half and not circular else new_n, device=weight.device)
+    below, rest = k * n // new_n, k * n % new_n
+    above = (below + 1) % count if circular else (below + 1).clamp(max=count - 1)
+    share = (rest.to(torch.promote_types(weight.dtype, torch.float32)) / new_n).to(weight.dtype)
+    share = share.reshape([-1 if other == axis else 1 for other in range(weight.dim())])
+    return torch.lerp(weight.index_select(axis, below), weight.index_select(axis, above), share)
+
+
+def _lengths(name: str, grid: object) -> int | tuple[int, int]:
+    if isinstance(grid, Sequence):
+        return check_new_grid(name, grid)
+    return check_integer(name, grid, minimum=1)
+
+
+def _axes(grid: int | tuple[int, int]) -> tuple[int, ...]:
+    return grid if isinstance(grid, tuple) else (grid,)
+
+
+def _pair(grid: int | tuple[int, int]) -> tuple[int, int] | None:
+    return grid if isinstance(grid, tuple) else None
+
+
+def _weight_shape(grid: int | tuple[int, int], basis: str, dim: int) -> list[int]:
+    tokens = grid if isinstance(grid, int) else grid[0] * grid[1]
+    return [*spectrum_shape(tokens, _pair(grid), basis), dim, *([2] if basis == "rfft" else [])]
+
+
+MIXERS = ("filter", "filter_bank", "complex_mlp", "none")
+
+
+def _mixer(mixer: str, dim: int, grid: int | tuple[int, int], basis: str, filters: int) -> nn.Module:
+    from mlip_kernels.nn.mixers import ComplexMLP, FilterBank  # builds on SpectralFilter, so not at the top
+
+    pair = grid if isinstance(grid, tuple) else (1, grid)
+    if mixer == "filter_bank":
+        return FilterBank(dim, pair, filters)
+    if mixer == "complex_mlp":
+        return ComplexMLP(dim, pair)
+    return SpectralFilter(dim, grid, basis=basis) if mixer == "filter" else nn.Identity()
+
+
+class _FrequencyBlock(nn.Module):
+    """``x + MLP(LN(filter(LN(x))))``, the block of GFNet."""
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = max(1, int(dim * mlp_ratio))
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.filter = mixer
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        fc1, fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        for layer in (fc1, fc2):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
+
+    def forward(self, x: Tensor, grid: Lengths | None) -> Tensor:
+        y = self.norm1(x)
+        y = self.filter(y) if grid is None else self.filter(y, grid)
+        return x + self.mlp(self.norm2(y))
+
+
+class FrequencyStage(nn.Module):
+    """A few light blocks that mix the patch tokens in the frequency domain; an MLIP-style Frequency Stage.
+
+    Each block is ``x + MLP(LN(filter(LN(x))))`` on all patch tokens, before any of them is merged. The MLP after the
+    filter matters: without a non-linearity a mean over the tokens would see nothing but the zero frequency.
+
+    Args:
+        dim: channels D.
+        grid: ``(H, W)`` of the patches.
+        depth: number of blocks, at least 1.
+        transform: ``"grid"`` filters over the patch grid, ``"tokens"`` over the one axis of ``H · W`` tokens.
+        basis: ``"rfft"`` or ``"dct"``; ``"dct"`` goes with the mixers ``"filter"`` and ``"none"``.
+        mlp_ratio: hidden width of the MLP, in multiples of D.
+        mixer: ``"filter"`` (`SpectralFilter`), ``"filter_bank"`` (`mlip_kernels.nn.mixers.FilterBank`),
+            ``"complex_mlp"`` (`mlip_kernels.nn.mixers.ComplexMLP`), or ``"none"`` (no mixing: a control).
+        filters: number of filters in the bank.
+
+    The attribute ``gradient_checkpointing`` (``False``) recomputes each block in the backward pass instead of keeping
+    its intermediate results.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid: Sequence[int],
+        depth: int = 2,
+        *,
+        transform: str = "grid",
+        basis: str = "rfft",
+        mlp_ratio: float = 4.0,
+        mixer: str = "filter",
+        filters: int = 4,
+    ) -> None:
+        super().__init__()
+        check_integer("dim", dim, minimum=1)
+        check_choice("transform", transform, ("grid", "tokens"))
+        check_choice("mixer", mixer, MIXERS)
+        check_choice("basis", basis, ("rfft", "dct") if mixer in ("filter", "none") else ("rfft",))
+        check_number("mlp_ratio", mlp_ratio, minimum=0.0)
+        check_integer("filters", filters, minimum=1)
+        self.dim = dim
+        self.grid = check_new_grid("grid", grid)
+        self.transform = transform
+        self.mixer = mixer
+        self.gradient_checkpointing = False
+        self.blocks = nn.ModuleList(
+            _FrequencyBlock(dim, _mixer(mixer, dim, self._transformed(self.grid), basis, filters), mlp_ratio)
+            for _ in range(check_integer("depth", depth, minimum=1))
+        )
+
+    def _transformed(self, grid: tuple[int, int]) -> int | tuple[int, int]:
+        return grid if self.transform == "grid" else grid[0] * grid[1]
+
+    def forward(self, x: Tensor, grid: Sequence[int] | None = None) -> Tensor:
+        """Turn patch tokens ``[B, N, D]`` into frequency tokens ``[B, N, D]``.
+
+        ``grid`` is ``(H, W)`` of x where it differs from the one at construction; the mixer ``"filter"`` resamples its
+        weight for it, the others cannot.
+        """
+        check_tokens("x", x)
+        current = self.grid if grid is None else check_new_grid("grid", grid)
+        check_shape("x", x, [x.shape[0], current[0] * current[1], self.dim], "[B, H * W, D]")
+        other = None if current == self.grid else self._transformed(current)
+        if other is not None and self.mixer != "filter":
+            raise ValueError(f"grid: expected {self.grid} for mixer={self.mixer!r}, got {current}")
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, other, use_reentrant=False)
+            else:
+                x = block(x, other)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid}, transform={self.transform!r}"

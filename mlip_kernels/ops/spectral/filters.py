@@ -1,0 +1,65 @@
+"""Spectral filter of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mlip_kernels.ops.arguments import check_choice
+from mlip_kernels.ops.spectral.checks import (
+    check_filter_weight,
+    check_grid_tokens,
+    check_norm,
+    spectrum_layout,
+    spectrum_shape,
+)
+from mlip_kernels.reference import spectral as reference
+
+
+def spectral_filter(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    grid: Sequence[int] | None = None,
+    basis: str = "rfft",
+    norm: str | None = "ortho",
+    prefix_tokens: int = 0,
+) -> Tensor:
+    """Transform tokens, multiply each coefficient of each channel by a weight, transform back.
+
+    With the basis ``"rfft"`` this is the global filter layer of GFNet: ``irfft2(weight · rfft2(x))`` over the grid, or
+    ``irfft(weight · rfft(x))`` over the token axis. A weight that no real kernel has means what CPU
+    ``torch.fft.irfft2`` makes of it, on every device: the DC and (even width) Nyquist columns act as
+    ``(W[k] + conj W[-k]) / 2``, where -k mirrors the row, in the result and in the gradient of the weight. With
+    ``"dct"`` it is ``idct(weight · dct(x))``, type 2.
+
+    Args:
+        x: tokens ``[B, N, D]``; float32, bfloat16, float16 or float64. B may be 0.
+        weight: real and imaginary parts ``[H, W // 2 + 1, D, 2]`` with a grid or ``[n // 2 + 1, D, 2]`` on the token
+            axis (``n = N - prefix_tokens``) for ``"rfft"``; ``[H, W, D]`` or ``[n, D]`` for ``"dct"``. Any of the
+            dtypes of x; on the device of x.
+        grid: ``(H, W)`` with ``H · W = n``, or ``None`` for the token axis.
+        basis: ``"rfft"`` or ``"dct"``.
+        norm: ``"ortho"``, ``"backward"`` (or ``None``) or ``"forward"``, applied both ways; the factors cancel, so it
+            has no effect on the result beyond rounding.
+        prefix_tokens: leading class or register tokens, which are copied through.
+
+    Returns:
+        ``[B, N, D]`` in the dtype of x, computed in float32 (float64 if x or the weight is) and rounded once. A weight
+        of zeros gives zeros; an infinite or NaN token makes its channel NaN.
+
+    Saved for backward: the spectrum of x in the computing precision, ``4 · B · N · D`` bytes (``"dct"``) or about
+    ``4 · B · (N + 2 H) · D`` bytes (``"rfft"``) for x up to float32, where the weight needs a gradient, and the weight.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: Rao et al., "Global Filter Networks for Image Classification", NeurIPS 2021, equations 3 to 5.
+    """
+    x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
+    check_choice("basis", basis, ("rfft", "dct"))
+    pair, channels = ([2], ", D, 2") if basis == "rfft" else ([], ", D")
+    shape = [*spectrum_shape(x.shape[1] - prefix_tokens, grid, basis), x.shape[2], *pair]
+    weight = check_filter_weight(weight, x, shape, spectrum_layout(grid, basis, channels))
+    return reference.spectral_filter(x, weight, grid, basis, check_norm(norm), prefix_tokens)

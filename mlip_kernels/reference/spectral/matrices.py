@@ -1,0 +1,114 @@
+"""The transforms as small dense float64 matrices, one per axis.
+
+Angles are reduced as integers before the cosine is taken, and multiples of a quarter turn are exact, so that the sine
+rows of DC and Nyquist are exactly zero. In matrices of the FFT along H, the real and the imaginary part of a point
+are two neighbouring entries on the token side and two blocks on the frequency side.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_INVERSE_TYPE = {1: 1, 2: 3, 3: 2, 4: 4}
+_INVERSE_NORM = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
+
+
+def _waves(rows: Tensor, columns: Tensor, period: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of ``rows · columns`` (integers) times a full turn divided by ``period``."""
+    steps = torch.outer(rows, columns) % period
+    angle = steps.double() * (2 * math.pi / period)
+    exact = (4 * steps) % period == 0
+    cosine, sine = angle.cos(), angle.sin()
+    return torch.where(exact, cosine.round(), cosine), torch.where(exact, sine.round(), sine)
+
+
+def _ones_except(mask: Tensor, value: float) -> Tensor:
+    return torch.ones(mask.shape, dtype=torch.float64, device=mask.device).masked_fill(mask, value)
+
+
+def _scale(norm: str, period: int, *, inverse: bool = False) -> float:
+    if norm == "ortho":
+        return 1 / math.sqrt(period)
+    return 1 / period if (norm == "forward") != inverse else 1.0
+
+
+def dct_matrix(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[n, n]`` matrix of ``scipy.fft.dct`` of this type and norm (``ortho`` means ``orthogonalize=True``)."""
+    k = torch.arange(n, device=device)
+    both_ends = (k == 0) | (k == n - 1)
+    if type == 1:
+        period = 2 * (n - 1)
+        matrix = 2 * _waves(k, k, period)[0]
+        inputs, outputs = both_ends, both_ends
+    elif type == 2:
+        period = 2 * n
+        matrix = 2 * _waves(k, 2 * k + 1, 2 * period)[0]
+        inputs, outputs = k < 0, k == 0
+    elif type == 3:
+        period = 2 * n
+        matrix = 2 * _waves(2 * k + 1, k, 2 * period)[0]
+        inputs, outputs = k == 0, k < 0
+    else:
+        period = 2 * n
+        matrix = 2 * _waves(2 * k + 1, 2 * k + 1, 4 * period)[0]
+        inputs, outputs = k < 0, k < 0
+    if norm == "ortho":
+        root = math.sqrt(0.5)
+        matrix = _ones_except(outputs, root)[:, None] * matrix * _ones_except(inputs, root)
+    else:
+        matrix = matrix * _ones_except(inputs, 0.5)
+    return matrix * _scale(norm, period)
+
+
+def idct_matrix(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
+    """The inverse of `dct_matrix`: types 2 and 3 are each other's inverse, 1 and 4 their own, up to the norm."""
+    return dct_matrix(n, _INVERSE_TYPE[type], _INVERSE_NORM[norm], device=device)
+
+
+def rfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[2 (n // 2 + 1), n]``: real tokens to the real parts, then the imaginary parts, of half the spectrum."""
+    cosine, sine = _waves(torch.arange(n // 2 + 1, device=device), torch.arange(n, device=device), n)
+    return torch.cat((cosine, -sine)) * _scale(norm, n)
+
+
+def irfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[n, 2 (n // 2 + 1)]``: half a spectrum, real then imaginary parts, to real tokens.
+
+    The other half is the mirror image, so its coefficients count twice. DC and Nyquist are their own image: they
+    count once, and an imaginary part there has no effect.
+    """
+    k = torch.arange(n // 2 + 1, device=device)
+    cosine, sine = _waves(torch.arange(n, device=device), k, n)
+    own_image = (k == 0) | (2 * k == n)
+    cosine = torch.where(own_image, cosine, 2 * cosine)
+    sine = torch.where(own_image, torch.zeros_like(sine), -2 * sine)
+    return torch.cat((cosine, sine), 1) * _scale(norm, n, inverse=True)
+
+
+def fft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[2, n, 2 n]``: complex points (real, imaginary in turn) to the real and the imaginary part of their FFT."""
+    k = torch.arange(n, device=device)
+    cosine, sine = _waves(k, k, n)
+    real = torch.stack((cosine, sine), 2).reshape(n, 2 * n)
+    imaginary = torch.stack((-sine, cosine), 2).reshape(n, 2 * n)
+    return torch.stack((real, imaginary)) * _scale(norm, n)
+
+
+def ifft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[2 n, 2 n]``: real parts, then imaginary parts, of a spectrum to complex points (real, imaginary in turn)."""
+    k = torch.arange(n, device=device)
+    cosine, sine = _waves(k, k, n)
+    real = torch.cat((cosine, -sine), 1)
+    imaginary = torch.cat((sine, cosine), 1)
+    return torch.stack((real, imaginary), 1).reshape(2 * n, 2 * n) * _scale(norm, n, inverse=True)
+
+
+def resize_matrix(n: int, new_n: int, rescale: bool, *, device: torch.device) -> Tensor:
+    """``[new_n, n]``: orthonormal DCT, its first ``new_n`` coefficients (or zeros behind), inverse on ``new_n``."""
+    kept = min(n, new_n)
+    analysis = dct_matrix(n, 2, "ortho", device=device)[:kept]
+    synthesis = dct_matrix(new_n, 3, "ortho", device=device)[:, :kept]
+    return synthesis @ analysis * (math.sqrt(new_n / n) if rescale else 1.0)
