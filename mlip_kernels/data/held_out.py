@@ -1,0 +1,81 @@
+"""Held-out pairs in a fixed order, and their batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mlip_kernels.data.batch import Batch, normalize, tokenize
+from mlip_kernels.data.config import DataConfig
+from mlip_kernels.data.images import central_view, decode
+from mlip_kernels.data.pairs import Pairs, plain
+from mlip_kernels.data.shards import Shards
+
+
+class HeldOut(Protocol):
+    """Pairs to evaluate on; no caption occurs twice."""
+
+    @property
+    def source(self) -> Pairs | Shards: ...
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor | None, str]]:
+        """For each pair where it comes from, its image (None if it cannot be decoded) and its caption."""
+
+    def count(self) -> str:
+        """How many pairs there are, as far as is known."""
+
+
+class HeldOutRows:
+    """Chosen rows of numbered pairs."""
+
+    def __init__(self, pairs: Pairs, rows: Tensor) -> None:
+        self.source, self.rows = pairs, rows
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor | None, str]]:
+        for row in self.rows.tolist():
+            yield self.source.describe(row), self.source.image(row), self.source.captions[row]
+
+    def count(self) -> str:
+        return f"{len(self.rows):,} pairs"
+
+
+class HeldOutShards:
+    """Shards from the front, a caption that came before left out."""
+
+    def __init__(self, shards: Shards, config: DataConfig) -> None:
+        self.source, self.config = shards, config
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor | None, str]]:
+        seen: set[str] = set()
+        for sample in self.source.samples(self.source.paths):
+            if plain(sample.caption) not in seen:
+                seen.add(plain(sample.caption))
+                yield sample.key, decode(sample.image, self.config.image_size), sample.caption
+
+    def count(self) -> str:
+        return f"at most {self.config.held_out_pairs:,} pairs"
+
+
+def batches(held_out: HeldOut, config: DataConfig, batch_size: int) -> Iterator[Batch]:
+    """Central views of the first ``config.held_out_pairs`` valid pairs; the last batch may be short."""
+
+    def views() -> Iterator[tuple[Tensor, str]]:
+        for where, image, caption in held_out:
+            if image is None:
+                held_out.source.corrupt.add(where)
+            else:
+                yield central_view(image, config.image_size), caption
+
+    valid = islice(views(), config.held_out_pairs)
+    empty = True
+    while rows := list(islice(valid, batch_size)):
+        empty = False
+        captions = [caption for _, caption in rows]
+        images = normalize(torch.stack([image for image, _ in rows]))
+        yield Batch(images, tokenize(captions, config.context_length), captions)
+    if empty:
+        raise ValueError(f"held_out: no valid pair in {held_out.source.name}")

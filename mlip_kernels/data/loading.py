@@ -1,0 +1,124 @@
+"""`open_data`: from a configuration to training and held-out batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlip_kernels.data import held_out as evaluation
+from mlip_kernels.data.batch import Batch
+from mlip_kernels.data.config import DataConfig, form_of
+from mlip_kernels.data.csv_pairs import CsvPairs
+from mlip_kernels.data.held_out import HeldOut, HeldOutRows, HeldOutShards
+from mlip_kernels.data.openmoji import OpenMojiPairs, attribution
+from mlip_kernels.data.packages import require
+from mlip_kernels.data.pairs import PairBatches, Pairs, split
+from mlip_kernels.data.shards import ShardBatches, Shards
+from mlip_kernels.ops.arguments import check_integer
+
+
+class ImageTextData:
+    """Training and held-out batches of one process; made by `open_data`.
+
+    Attributes:
+        batches_per_epoch: full batches per process and epoch; the pairs that fill no batch are left to other epochs.
+        attribution: the line to show with the data, where its licence asks for one, else None.
+    """
+
+    def __init__(self, config: DataConfig, training: PairBatches | ShardBatches, held_out: HeldOut) -> None:
+        self.config = config
+        self.batches_per_epoch = training.batches_per_epoch
+        self.attribution = attribution() if "openmoji" in (config.data, config.held_out) else None
+        self._training, self._held_out = training, held_out
+
+    def train(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` from number ``skip`` on: ``batches_per_epoch - skip`` of them.
+
+        Their content depends on the configuration, the process, the epoch and their number alone: neither on
+        ``workers`` nor on global random state, which is left untouched. So a resumed run sees the same bits. Order
+        and augmentation are drawn anew every epoch. Corrupt images are replaced and counted (`report`).
+
+        Raises:
+            ValueError, TypeError: ``epoch`` is negative, ``skip`` not in ``[0, batches_per_epoch]``; while iterating,
+                if no image can be decoded.
+            OSError: while iterating, if a file cannot be read; names it.
+        """
+        check_integer("epoch", epoch, minimum=0)
+        check_integer("skip", skip, minimum=0, maximum=self.batches_per_epoch)
+        return self._training.batches(epoch, skip)
+
+    def held_out(self, batch_size: int) -> Iterator[Batch]:
+        """At most ``held_out_pairs`` pairs, always in the same order, in central views without augmentation.
+
+        No caption occurs twice. Every process gets all of them. The last batch may be short. Corrupt images are
+        left out and counted.
+
+        Raises:
+            ValueError, TypeError: ``batch_size`` is not a positive integer; while iterating, if no pair is valid.
+        """
+        check_integer("batch_size", batch_size, minimum=1)
+        return evaluation.batches(self._held_out, self.config, batch_size)
+
+    def report(self) -> str:
+        """A few lines: pairs, held-out pairs, what this process skipped so far, the attribution."""
+        config = self.config
+        sources = {id(source): source for source in (self._training.source, self._held_out.source)}.values()
+        corrupt = sorted(set().union(*(source.corrupt for source in sources)))
+        lines = [
+            f"{config.data}: {self._training.count()}, "
+            f"{self.batches_per_epoch:,} batches of {config.batch_size} per process and epoch",
+            f"held out: {self._held_out.count()} of {self._held_out.source.name}",
+            f"skipped so far: {len(corrupt):,} corrupt images, "
+            f"{sum(source.empty_captions for source in sources):,} empty captions",
+            *(f"  corrupt: {where}" for where in corrupt[:10]),
+        ]
+        if self.attribution:
+            lines.append(self.attribution)
+        return "\n".join(lines)
+
+
+def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTextData:
+    """Open the data that ``config`` names, for process ``rank`` of ``world_size``.
+
+    Every file is looked for and every CSV read before this returns; the first use of ``"openmoji"`` at an image size
+    draws the pictures, a few seconds. Batch k of all processes together holds the pairs, augmented alike, that a
+    single process with ``world_size`` times the batch size sees as its batch k.
+
+    Raises:
+        ImportError: a package of the ``[train]`` extra is absent; names it and the remedy.
+        FileNotFoundError, OSError: a file is missing or unreadable; names it.
+        TypeError, ValueError: a wrong argument, a wrong column, too few pairs for one batch.
+    """
+    if not isinstance(config, DataConfig):
+        raise TypeError(f"config: expected a DataConfig, got {type(config).__name__}")
+    check_integer("world_size", world_size, minimum=1)
+    check_integer("rank", rank, minimum=0, maximum=world_size - 1)
+    for module in ("numpy", "PIL.Image", "open_clip.tokenizer"):
+        require(module)
+    source = _open(config, config.data)
+    other = source if config.held_out is None else _open(config, config.held_out)
+    training: PairBatches | ShardBatches
+    held_out: HeldOut
+    if isinstance(other, Shards):
+        held_out = HeldOutShards(other, config)
+    else:
+        held_out = HeldOutRows(other, split(other, config.held_out_pairs)[1])
+    if isinstance(source, Shards):
+        if isinstance(other, Shards) and (shared := set(source.paths) & set(other.paths)):
+            raise ValueError(f"held_out: expected other shards than data, got {min(shared)} in both")
+        training = ShardBatches(source, config, rank, world_size)
+    else:
+        rows = split(source, config.held_out_pairs if other is source else 0)[0]
+        training = PairBatches(source, rows, config, rank, world_size)
+    if not training.batches_per_epoch:
+        raise ValueError(
+            f"batch_size: expected at most the {training.samples} training pairs of an epoch of {config.data} "
+            f"({held_out.count()} held out), got {config.batch_size} on {world_size} processes"
+        )
+    return ImageTextData(config, training, held_out)
+
+
+def _open(config: DataConfig, source: str) -> Pairs | Shards:
+    form = form_of("data", source)
+    if form == "openmoji":
+        return OpenMojiPairs(config)
+    return CsvPairs(source, config) if form == "csv" else Shards(source)
