@@ -1,0 +1,50 @@
+"""What the losses over matching pairs share: their place among the ranks, their checks, their labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mlip_kernels.nn.losses.gather import check_equal_on_all_ranks, check_process_group
+from mlip_kernels.ops.arguments import check_integer, check_same_device, check_shape, check_tensor
+
+
+class PairedLoss(nn.Module):
+    """A loss for batches in which row i of one side belongs to row i of the other."""
+
+    def __init__(self, cache_labels: bool, rank: int, world_size: int) -> None:
+        super().__init__()
+        self.cache_labels = cache_labels
+        self.world_size = check_integer("world_size", world_size, minimum=1)
+        self.rank = check_integer("rank", rank, minimum=0, maximum=world_size - 1)
+        self._labels: dict[torch.device, Tensor] = {}
+
+    def _check_batch(self, sizes: dict[str, int], device: torch.device) -> None:
+        """Raise unless there is a pair and, in a process group, every rank brings the same ``sizes``."""
+        if self.world_size > 1:
+            check_process_group(self.rank, self.world_size)
+            check_equal_on_all_ranks(sizes, device)
+        if sizes["local batch size"] == 0:
+            raise ValueError("local batch size: expected at least one pair, got 0: the mean over no pairs is undefined")
+
+    def _check_features(self, image_features: object, text_features: object) -> None:
+        images = check_tensor("image_features", image_features, layout="[B, D]")
+        texts = check_tensor("text_features", text_features, layout="[B, D]")
+        check_shape("text_features", texts, images.shape, "[B, D] of image_features")
+        check_same_device("text_features", texts, "image_features", images)
+        self._check_batch({"local batch size": images.shape[0], "feature width": images.shape[1]}, images.device)
+
+    def _class_labels(self, device: torch.device, count: int, *, first: int) -> Tensor:
+        """Indices of the matching pairs for `torch.nn.functional.cross_entropy`: ``count`` from ``first`` on."""
+        labels = self._labels.get(device)
+        if labels is None or labels.shape[0] != count:
+            labels = torch.arange(first, first + count, device=device)
+            if self.cache_labels:
+                self._labels[device] = labels
+        return labels
+
+
+def check_no_horovod(use_horovod: bool) -> None:
+    """Raise if Horovod is asked for: the losses communicate through torch.distributed only."""
+    if use_horovod:
+        raise ValueError("use_horovod: expected False (ranks communicate through torch.distributed), got True")

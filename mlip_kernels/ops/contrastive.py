@@ -1,0 +1,148 @@
+"""Token-level contrastive logits: the mean over tokens of the best similarity, image to text and text to image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlip_kernels.ops.arguments import (
+    FLOATING,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_tensor,
+    check_tokens,
+)
+from mlip_kernels.reference import contrastive as reference
+
+
+def token_logits(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    *,
+    image_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
+    image_weight: Tensor | None = None,
+    text_weight: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    bias: float | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits between every image and every text from their tokens (late interaction), in both directions.
+
+    With v the image tokens, t the text tokens, w and u their weights::
+
+        per_image[i, j] = scale · Σ_n w_in · max_m ⟨v_in, t_jm⟩ / Σ_n w_in + bias
+        per_text[j, i]  = scale · Σ_m u_jm · max_n ⟨v_in, t_jm⟩ / Σ_m u_jm + bias
+
+    where n and m run over the tokens that are not masked. Both come from one product of the tokens, and the
+    ``[B, C, N, M]`` similarities never exist at once.
+
+    Args:
+        image_tokens: ``[B, N, D]``, usually of unit length along D (it is not checked and not enforced).
+        text_tokens: ``[C, M, D]`` in the dtype of ``image_tokens``; under autocast, float32 and half may meet.
+        image_mask, text_mask: boolean ``[B, N]`` and ``[C, M]``, True where the token is real. A masked token never
+            wins a maximum, not even against negative similarities, and neither its value nor its weight is used.
+        image_weight, text_weight: floating-point ``[B, N]`` and ``[C, M]``, for example the number of patches that a
+            merged token stands for. They weigh the mean only: a token of weight 0 can still win a maximum. Meant to
+            be non-negative (not checked, it would cost a synchronisation).
+        scale: factor on both outputs, a number or a tensor of one element (CLIP's exponentiated temperature).
+        bias: added to both outputs, a number or a tensor of one element, or None.
+
+    Returns:
+        ``per_image [B, C]`` and ``per_text [C, B]``, contiguous: float32, or float64 where the tokens are float64.
+        Half-precision tokens are multiplied and accumulated in float32 and nothing is rounded to half in between.
+        Autocast has no influence: float32 tokens are multiplied as float32, and tokens that autocast has made half
+        are used as they are.
+
+    Differentiable in the tokens, the weights, ``scale`` and ``bias``. Among equal similarities the lowest index wins
+    and receives the whole gradient. Call ``backward`` outside autocast, as PyTorch asks for.
+
+    Saved for backward, besides the tokens: the two argmax maps and, if a weight requires a gradient, the maxima:
+    ``8·B·C·(N + M)`` and another ``4·B·C·(N + M)`` bytes (8 in float64) on the plain-PyTorch path that runs today.
+
+    Hard input: where one side has no unmasked token or weights that sum to 0, its mean is defined as 0, so the logit
+    is ``bias`` (0 without one) and passes no gradient to tokens or weights; the other direction still exists if only
+    the weights are 0. A NaN or an infinity in an unmasked token makes the logits of its pairs non-finite, and their
+    gradients with them; in a masked token it is harmless. B or C may be 0.
+
+    Raises:
+        TypeError: an argument is no tensor or number, or of a dtype it cannot have.
+        ValueError: a shape or a device does not fit.
+
+    Source: Yao et al., "FILIP: Fine-grained Interactive Language-Image Pre-Training", ICLR 2022, eq. 5 and 6.
+    """
+    check_token_logits(
+        image_tokens,
+        text_tokens,
+        image_mask=image_mask,
+        text_mask=text_mask,
+        image_weight=image_weight,
+        text_weight=text_weight,
+        scale=scale,
+        bias=bias,
+    )
+    arguments = {
+        "image_mask": image_mask,
+        "text_mask": text_mask,
+        "image_weight": image_weight,
+        "text_weight": text_weight,
+        "scale": scale,
+        "bias": bias,
+    }
+    if not _autocast(image_tokens):
+        return reference.token_logits(image_tokens, text_tokens, **arguments)
+    with torch.autocast(image_tokens.device.type, enabled=False):
+        return reference.token_logits(image_tokens, text_tokens, **arguments)
+
+
+def check_token_logits(
+    image_tokens: object,
+    text_tokens: object,
+    *,
+    image_mask: object = None,
+    text_mask: object = None,
+    image_weight: object = None,
+    text_weight: object = None,
+    scale: object = 1.0,
+    bias: object = None,
+) -> None:
+    """Raise what `token_logits` raises for these arguments, looking at metadata only."""
+    images = check_tokens("image_tokens", image_tokens)
+    texts = check_tokens("text_tokens", text_tokens)
+    if texts.shape[2] != images.shape[2]:
+        raise ValueError(
+            f"text_tokens: expected [C, M, D] with D = {images.shape[2]} (that of image_tokens), "
+            f"got shape {list(texts.shape)}"
+        )
+    check_same_device("text_tokens", texts, "image_tokens", images)
+    if texts.dtype != images.dtype and (torch.float64 in (texts.dtype, images.dtype) or not _autocast(images)):
+        raise TypeError(f"text_tokens: expected dtype {images.dtype} (that of image_tokens), got {texts.dtype}")
+    for name, value, tokens, layout, dtypes in (
+        ("image_mask", image_mask, images, "[B, N]", (torch.bool,)),
+        ("text_mask", text_mask, texts, "[C, M]", (torch.bool,)),
+        ("image_weight", image_weight, images, "[B, N]", FLOATING),
+        ("text_weight", text_weight, texts, "[C, M]", FLOATING),
+    ):
+        if value is not None:
+            value = check_tensor(name, value, layout=layout, dtypes=dtypes)
+            check_shape(name, value, tokens.shape[:2], layout)
+            check_same_device(name, value, "image_tokens", images)
+    _check_scalar("scale", scale, images)
+    if bias is not None:
+        _check_scalar("bias", bias, images)
+
+
+def _check_scalar(name: str, value: object, tokens: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        check_number(name, value)
+        return
+    if value.numel() != 1:
+        raise ValueError(f"{name}: expected a number or a tensor of one element, got shape {list(value.shape)}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
+    check_same_device(name, value, "image_tokens", tokens)
+
+
+def _autocast(tokens: Tensor) -> bool:
+    kind = tokens.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

@@ -1,0 +1,257 @@
+"""Values of `token_logits`: the definition, hard input, dtypes, determinism, tracing, memory."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from mlip_kernels.ops.contrastive import token_logits
+from mlip_kernels.reference import contrastive as reference
+from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, permuted, threads
+
+OPTIONS = ("image_mask", "text_mask", "image_weight", "text_weight")
+SHAPES = (  # B, N, C, M, D
+    (1, 1, 1, 1, 1),
+    (3, 5, 4, 7, 6),
+    (4, 7, 2, 1, 3),
+    (2, 1, 3, 9, 17),
+    (0, 3, 2, 4, 5),
+    (3, 2, 0, 4, 5),
+)
+
+
+def inputs(shape, seed=0, dtype=torch.float64):
+    b, n, c, m, d = shape
+    random = torch.Generator().manual_seed(seed)
+    tokens = [normalize(torch.randn(s, generator=random, dtype=torch.float64), dim=-1) for s in ((b, n, d), (c, m, d))]
+    options = {
+        "image_mask": torch.rand(b, n, generator=random) < 0.7,
+        "text_mask": torch.rand(c, m, generator=random) < 0.7,
+        "image_weight": torch.randint(0, 4, (b, n), generator=random).to(dtype),
+        "text_weight": torch.rand(c, m, generator=random).to(dtype),
+    }
+    return [t.to(dtype) for t in tokens], options
+
+
+def one_direction(rows, columns, row_mask, column_mask, row_weight, scale, bias):
+    """The four loops: rows i, columns j, tokens n of i, tokens m of j."""
+    logits = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+    for i in range(len(rows)):
+        for j in range(len(columns)):
+            total = weighted = 0.0
+            for n in range(rows.shape[1]):
+                best = -math.inf
+                for m in range(columns.shape[1]):
+                    if column_mask is None or column_mask[j, m]:
+                        best = max(best, float(rows[i, n] @ columns[j, m]))
+                if row_mask is None or row_mask[i, n]:
+                    weight = 1.0 if row_weight is None else float(row_weight[i, n])
+                    total += weight
+                    weighted += weight * best if best > -math.inf else 0.0
+            logits[i, j] = scale * (weighted / total if total else 0.0) + bias
+    return logits
+
+
+def definition(image, text, image_mask=None, text_mask=None, image_weight=None, text_weight=None, scale=1.0, bias=0.0):
+    per_image = one_direction(image, text, image_mask, text_mask, image_weight, scale, bias)
+    return per_image, one_direction(text, image, text_mask, image_mask, text_weight, scale, bias)
+
+
+def assert_is_definition(image, text, **options):
+    for actual, expected in zip(token_logits(image, text, **options), definition(image, text, **options), strict=True):
+        assert actual.is_contiguous()
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("given", [(), OPTIONS[:1], OPTIONS[1:2], OPTIONS[2:], OPTIONS], ids="-".join)
+def test_is_the_four_loop_definition(shape, given):
+    tokens, options = inputs(shape)
+    assert_is_definition(*tokens, **{name: options[name] for name in given}, scale=7.5, bias=-3.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masked_tokens_lose_against_negative_similarities(seed):
+    (image, text), options = inputs((3, 5, 4, 6, 8), seed)
+    image, text = image.abs(), -text.abs()
+    assert float(torch.einsum("bnd,cmd->bcnm", image, text).max()) < 0
+    assert_is_definition(image, text, **options)
+
+
+def test_all_masked_and_weightless_sides_give_the_bias():
+    (image, text), _ = inputs((3, 4, 3, 5, 6))
+    image_mask, text_mask = torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 5, dtype=torch.bool)
+    image_mask[1], text_mask[2] = False, False
+    image_weight, text_weight = torch.ones(3, 4), torch.ones(3, 5)
+    image_weight[0] = 0
+    options = {
+        "image_mask": image_mask,
+        "text_mask": text_mask,
+        "image_weight": image_weight,
+        "text_weight": text_weight,
+    }
+    assert_is_definition(image, text, **options, scale=3.0, bias=0.25)
+    per_image, per_text = token_logits(image, text, **options, scale=3.0, bias=0.25)
+    for masked in (per_image[:2], per_image[:, 2], per_text[:, 1], per_text[2]):
+        assert_identical(masked, torch.full_like(masked, 0.25))
+    assert not (per_text[:2, 0] == 0.25).any(), "an image whose weights are 0 still has tokens to be found"
+    assert_identical(token_logits(image, text, **options)[0][1], torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("garbage", [1e30, math.nan, math.inf])
+def test_what_stands_in_a_masked_token_is_never_used(garbage):
+    (image, text), options = inputs((3, 5, 4, 6, 8))
+    expected = token_logits(image, text, **options)
+    for values, mask in ((image, "image_mask"), (text, "text_mask")):
+        values[~options[mask]] = garbage
+        options[mask.replace("mask", "weight")][~options[mask]] = garbage
+    for actual, wanted in zip(token_logits(image, text, **options), expected, strict=True):
+        assert_identical(actual, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_is_at_most_twice_that_of_pytorch(dtype):
+    (image, text), options = inputs((6, 49, 5, 24, 64), dtype=dtype)
+    options = {name: options[name] for name in ("text_mask", "image_weight")}
+    truth = token_logits(image.double(), text.double(), **options)
+    similarity = torch.einsum("bnd,cmd->bcnm", image, text)
+    best_text = similarity.masked_fill(~options["text_mask"][:, None], -torch.inf).amax(3)
+    best_image = similarity.amax(2).masked_fill(~options["text_mask"], 0)
+    weight = options["image_weight"][:, None]
+    baseline = (
+        (best_text * weight).sum(2) / weight.sum(2),
+        (best_image.sum(2) / options["text_mask"].sum(1).to(dtype)).t(),
+    )
+    for actual, same_dtype, exact in zip(token_logits(image, text, **options), baseline, truth, strict=True):
+        assert actual.dtype == torch.float32
+        assert_as_accurate(actual, same_dtype, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_tokens_are_multiplied_in_float32(dtype):
+    (image, text), _ = inputs((5, 9, 4, 8, 32), dtype=dtype)
+    for actual, expected in zip(token_logits(image, text), token_logits(image.float(), text.float()), strict=True):
+        assert_identical(actual, expected)
+
+
+def test_autocast_changes_nothing_and_lets_dtypes_meet():
+    (image, text), _ = inputs((5, 9, 4, 8, 32), dtype=torch.float32)
+    expected = token_logits(image, text), token_logits(image, text.bfloat16().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = token_logits(image, text), token_logits(image, text.bfloat16())
+    for pair, wanted in zip(actual, expected, strict=True):
+        for direction in (0, 1):
+            assert_identical(pair[direction], wanted[direction])
+
+
+def test_strides_do_not_matter():
+    (image, text), options = inputs((3, 5, 4, 6, 8))
+    expected = token_logits(image, text, **options)
+    actual = token_logits(permuted(image), permuted(text), **{name: permuted(o) for name, o in options.items()})
+    for one, other in zip(actual, expected, strict=True):
+        assert_identical(one, other)
+
+
+def test_is_bitwise_the_same_for_any_number_of_threads():
+    (image, text), options = inputs((12, 49, 12, 24, 64), dtype=torch.float32)
+    image.requires_grad_(), text.requires_grad_()
+
+    def results(count):
+        with threads(count):
+            logits = token_logits(image, text, **options)
+            return [*logits, *torch.autograd.grad([x.exp().sum() for x in logits], [image, text])]
+
+    expected = results(1)
+    for count in (1, 2, 2):
+        for actual, wanted in zip(results(count), expected, strict=True):
+            assert_identical(actual, wanted)
+
+
+@pytest.mark.parametrize("elements", [1, 150, 400])
+def test_chunks_do_not_show(monkeypatch, elements):
+    (image, text), options = inputs((7, 5, 4, 6, 8))
+    expected = token_logits(image, text, **options)
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
+    for actual, wanted in zip(token_logits(image, text, **options), expected, strict=True):
+        assert_close(actual, wanted)
+
+
+def test_saves_no_more_for_backward_than_documented():
+    b, n, c, m, d = 16, 20, 12, 10, 8
+    (image, text), options = inputs((b, n, c, m, d), dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in (image, text, options["image_weight"], options["text_weight"])]
+    saved = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = token_logits(image, text, **options)
+    maps = 12 * b * c * (n + m)
+    around_tokens = 2 * sum(t.numel() * t.element_size() for t in leaves)
+    assert sum(saved.values()) <= maps + around_tokens
+    assert maps + around_tokens < 4 * b * c * n * m, "the bound would let all similarities be saved"
+    assert all(x.requires_grad for x in logits)
+
+
+@pytest.mark.parametrize("given", [(), OPTIONS], ids=["plain", "masks and weights"])
+def test_traces_as_one_graph(given):
+    (image, text), options = inputs((5, 6, 4, 7, 8), dtype=torch.float32)
+    options = {name: options[name] for name in given}
+    leaves = [image, text, torch.tensor(3.0), torch.tensor(-1.0)]
+
+    def results(function):
+        arguments = [leaf.detach().requires_grad_() for leaf in leaves]
+        logits = function(*arguments)
+        return [*logits, *torch.autograd.grad([x.square().sum() for x in logits], arguments)]
+
+    def call(image, text, scale, bias):
+        return token_logits(image, text, **options, scale=scale, bias=bias)
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    for actual, expected in zip(results(compiled), results(call), strict=True):
+        assert_close(actual, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        for actual, expected in zip(compiled(*leaves), call(*leaves), strict=True):
+            assert_close(actual, expected)
+
+
+GOOD = {"image_tokens": torch.zeros(2, 3, 4), "text_tokens": torch.zeros(5, 6, 4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("image_tokens", [[1.0]], TypeError),
+        ("image_tokens", torch.zeros(2, 4), ValueError),
+        ("image_tokens", torch.zeros(2, 0, 4), ValueError),
+        ("image_tokens", torch.zeros(2, 3, 4, dtype=torch.int64), TypeError),
+        ("text_tokens", torch.zeros(5, 6, 3), ValueError),
+        ("text_tokens", torch.zeros(5, 6, 4, dtype=torch.bfloat16), TypeError),
+        ("text_tokens", torch.zeros(5, 6, 4, device="meta"), ValueError),
+        ("image_mask", torch.ones(2, 3), TypeError),
+        ("image_mask", torch.ones(2, 4, dtype=torch.bool), ValueError),
+        ("text_mask", torch.ones(5, 6, 1, dtype=torch.bool), ValueError),
+        ("text_mask", torch.ones(5, 6, dtype=torch.bool, device="meta"), ValueError),
+        ("image_weight", torch.ones(2, 3, dtype=torch.int64), TypeError),
+        ("image_weight", 1.0, TypeError),
+        ("text_weight", torch.ones(2, 3), ValueError),
+        ("scale", "100", TypeError),
+        ("scale", math.nan, ValueError),
+        ("scale", torch.ones(2), ValueError),
+        ("scale", torch.ones((), dtype=torch.int64), TypeError),
+        ("bias", torch.ones(3, 1), ValueError),
+        ("bias", True, TypeError),
+    ],
+)
+def test_bad_input_is_named(name, value, error):
+    with pytest.raises(error, match=f"^{name}: expected"):
+        token_logits(**{**GOOD, name: value})
+
+
+def test_float64_does_not_meet_float32_even_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match="text_tokens"):
+        token_logits(GOOD["image_tokens"], GOOD["text_tokens"].double())
