@@ -1,0 +1,24 @@
+"""MLIP-style models: thin classes on timm's image and open_clip's text transformers (needs the ``train`` extra)."""
+
+from mlip_kernels.models.config import (
+    FrequencyConfig,
+    ImageConfig,
+    LossConfig,
+    MergingConfig,
+    MLIPConfig,
+    TextConfig,
+)
+from mlip_kernels.models.loss import MLIPLoss
+from mlip_kernels.models.mlip import MLIP, MLIPFeatures
+
+__all__ = [
+    "MLIP",
+    "FrequencyConfig",
+    "ImageConfig",
+    "LossConfig",
+    "MLIPConfig",
+    "MLIPFeatures",
+    "MLIPLoss",
+    "MergingConfig",
+    "TextConfig",
+]

@@ -1,0 +1,83 @@
+"""Three-way merging: informative tokens stay, middling ones merge two to one, the rest four to one.
+
+In the spirit of three-way decisions for multi-granularity vision transformers (Zhang et al., "MG-ViT", NeurIPS 2023).
+The shares fix the compression rate exactly: α + β/2 + (1 − α − β)/4 of the tokens are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlip_kernels.ops.arguments import check_shape, check_tensor, check_tokens
+from mlip_kernels.ops.merging import MergePlan, merge_plan
+
+
+def three_way_plan(
+    metric: Tensor, guide: Tensor, shares: tuple[float, float], *, prefix_tokens: int = 1, size: Tensor | None = None
+) -> MergePlan:
+    """Sort tokens by ``guide`` into three groups and merge within the lower two.
+
+    Args:
+        metric: ``[B, N, C]``; within a group, the most similar tokens merge (`merge_plan`).
+        guide: ``[B, N]``, higher for more informative; entries of prefix tokens are not read.
+        shares: α of the tokens stay and β merge two to one; the others merge four to one, in two rounds.
+        prefix_tokens: leading tokens that stay.
+        size: ``[B, N]`` sizes, the default of `MergePlan.merge`; the second round weighs its means by them.
+
+    Returns:
+        A plan whose output order is: prefix tokens, tokens that stay in ascending order, then the merged groups.
+
+    Raises:
+        ValueError: if the shares are negative or exceed 1 together, or a shape does not fit.
+    """
+    check_tokens("metric", metric)
+    batch, tokens, _ = metric.shape
+    check_shape("guide", check_tensor("guide", guide, layout="[B, N]"), (batch, tokens), "[B, N]")
+    stay_share, pair_share = shares
+    if stay_share < 0 or pair_share < 0 or stay_share + pair_share > 1:
+        raise ValueError(f"shares: expected two shares >= 0 with sum <= 1, got {shares}")
+    patches = tokens - prefix_tokens
+    stay = round(stay_share * patches)
+    pairs = min(round(pair_share * patches), patches - stay)
+
+    with torch.no_grad():
+        order = guide[:, prefix_tokens:].argsort(dim=1, descending=True, stable=True) + prefix_tokens
+        prefix = torch.arange(prefix_tokens, device=metric.device).expand(batch, -1)
+        assignment = torch.empty_like(guide, dtype=torch.int64, memory_format=torch.contiguous_format)
+        kept: list[Tensor] = []
+        filled = 0
+        groups = (
+            (prefix, 0),
+            (order[:, :stay], 0),
+            (order[:, stay : stay + pairs], 1),
+            (order[:, stay + pairs :], 2),
+        )
+        for rows, rounds in groups:
+            rows = rows.sort(dim=1).values
+            into, starts = _halved(metric, size, rows, rounds)
+            assignment.scatter_(1, rows, into + filled)
+            kept.append(rows.gather(1, starts))
+            filled += starts.shape[1]
+        start = torch.cat(kept, dim=1)
+        is_start = torch.zeros_like(assignment, dtype=torch.bool).scatter_(1, start, True)
+        removed = is_start.to(torch.int8).argsort(dim=1, stable=True)[:, : tokens - filled].contiguous()
+    return MergePlan(assignment, start, removed, prefix_tokens, size=size)
+
+
+def _halved(metric: Tensor, size: Tensor | None, rows: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """Halve the tokens in ``rows [B, G]`` by matching, ``rounds`` times.
+
+    Returns the output token ``[B, G]`` of each of them, and the place in ``rows`` ``[B, G']`` each output starts from.
+    """
+    count = rows.shape[1]
+    into = starts = torch.arange(count, device=rows.device).expand(rows.shape[0], -1)
+    if count == 0:
+        return into, starts
+    part = metric.gather(1, rows[..., None].expand(-1, -1, metric.shape[2]))
+    sizes = None if size is None else size.gather(1, rows)
+    for _ in range(rounds):
+        plan = merge_plan(part, part.shape[1] // 2, size=sizes, prefix_tokens=0)
+        part, sizes = plan.merge(part)
+        into, starts = plan.track(into), starts.gather(1, plan.kept)
+    return into, starts

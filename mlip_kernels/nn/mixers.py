@@ -1,0 +1,70 @@
+"""What can happen to the spectrum of tokens inside a frequency block, beside the plain filter of `SpectralFilter`.
+
+Every mixer takes tokens ``[B, N, D]`` and returns tokens of the same shape and dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlip_kernels.nn.spectral import SpectralFilter
+from mlip_kernels.ops.spectral import irfft, rfft
+
+
+class FilterBank(nn.Module):
+    """A bank of spectral filters, mixed for every image by its content.
+
+    The filter is linear, so the filtered tokens are mixed in place of the filters (dynamic filters of Tatsunami and
+    Taki, arXiv 2303.03932; Lite-Mind, arXiv 2312.03781, mixes its bank by fixed cosines instead).
+
+    Args:
+        dim: channels D.
+        grid: patches ``(height, width)``, or ``(1, N)`` for the token axis.
+        filters: filters in the bank.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, int], filters: int) -> None:
+        super().__init__()
+        self.filters = nn.ModuleList(SpectralFilter(dim, grid) for _ in range(filters))
+        self.choice = nn.Linear(dim, filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the filtered tokens with weights that sum to 1 for every image."""
+        shares = self.choice(x.mean(1)).softmax(-1).to(x.dtype)
+        mixed = torch.zeros_like(x)
+        for place, spectral_filter in enumerate(self.filters):
+            mixed = mixed + shares[:, place, None, None] * spectral_filter(x)
+        return mixed
+
+
+class ComplexMLP(nn.Module):
+    """A complex linear layer over the channels of every coefficient, with ReLU and soft thresholding.
+
+    ``Re = relu(X_r W_r − X_i W_i + b_r)``, ``Im = relu(X_i W_r + X_r W_i + b_i)``, then soft shrinkage by 0.01
+    (FreTS, arXiv 2311.06184, equation 7, with full D × D weights).
+
+    Args:
+        dim: channels D.
+        grid: patches ``(height, width)``, or ``(1, N)`` for the token axis.
+    """
+
+    THRESHOLD = 0.01
+
+    def __init__(self, dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.weight_real = nn.Linear(dim, dim, bias=False)
+        self.weight_imaginary = nn.Linear(dim, dim, bias=False)
+        self.bias_real = nn.Parameter(torch.zeros(dim))
+        self.bias_imaginary = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform, mix the channels of every coefficient, transform back."""
+        real, imaginary = rfft(x, grid=self.grid)
+        mixed_real = self.weight_real(real) - self.weight_imaginary(imaginary) + self.bias_real
+        mixed_imaginary = self.weight_real(imaginary) + self.weight_imaginary(real) + self.bias_imaginary
+        real = F.softshrink(F.relu(mixed_real), self.THRESHOLD)
+        imaginary = F.softshrink(F.relu(mixed_imaginary), self.THRESHOLD)
+        return irfft(real.to(x.dtype), imaginary.to(x.dtype), grid=self.grid)

@@ -1,0 +1,167 @@
+"""Configuration of a training run; every field is a command-line option of ``mlip-train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mlip_kernels.data import DataConfig
+from mlip_kernels.models.config import (
+    FrequencyConfig,
+    ImageConfig,
+    LossConfig,
+    MergingConfig,
+    MLIPConfig,
+    TextConfig,
+)
+from mlip_kernels.ops.arguments import check_choice, check_integer, check_number
+
+SMALL = MLIPConfig(
+    image=ImageConfig(image_size=64, patch_size=8, width=192, depth=6, heads=3),
+    text=TextConfig(context_length=24, width=192, depth=3, heads=3),
+    frequency=FrequencyConfig(depth=1, mlp_ratio=2.0),
+    merging=MergingConfig(keep_rate=0.7),
+    loss=LossConfig(token_dim=128),
+    embed_dim=192,
+)
+"""A model that two CPU cores train in minutes on 64-pixel images."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of the trainer."""
+
+    model: MLIPConfig = field(default_factory=lambda: SMALL)
+    """The model and its loss terms."""
+
+    data: str = "openmoji"
+    """``openmoji``, a CSV file as open_clip's (``filepath<TAB>title``), or webdataset shards such as
+    ``"shards-{000..009}.tar"``."""
+    held_out: str | None = None
+    """Pairs to evaluate on, in the same forms; by default a fixed part of the training data is set aside."""
+    held_out_pairs: int = 256
+    """Pairs to evaluate on, at most; each caption is sought among that many images, and the reverse."""
+    samples_per_epoch: int | None = None
+    """Pairs of an epoch over all processes, for webdataset, whose shards do not say."""
+    batch_size: int = 128
+    """Pairs per process and micro-batch; the negatives of a pair are the other pairs of all processes."""
+    workers: int = 0
+    """Processes that prepare data."""
+    cache_dir: str | None = None
+    """Where prepared images are kept; by default the user's cache folder."""
+    csv_separator: str = "\t"
+    """Column separator of a CSV file."""
+    csv_image_key: str = "filepath"
+    """Column of the image paths."""
+    csv_caption_key: str = "title"
+    """Column of the captions."""
+
+    output: str = "runs/openmoji"
+    """Folder for logs, checkpoints and the report."""
+    resume: bool = False
+    """Continue from the newest checkpoint in ``output``, bit for bit; start at step 0 where there is none."""
+    overwrite: bool = False
+    """Remove an earlier run in ``output`` instead of refusing to start."""
+
+    steps: int = 450
+    """Optimiser steps."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW; it rises linearly, then falls to 0 along a cosine."""
+    warmup_steps: int = 40
+    """Steps over which the learning rate rises."""
+    weight_decay: float = 0.1
+    """Of matrices; biases, norms and logit scales have none."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Moments of AdamW."""
+    epsilon: float = 1e-6
+    """Added to the second moment's root."""
+    clip_gradients: float = 1.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+    accumulate: int = 1
+    """Micro-batches of one optimiser step; each is its own contrastive batch, so negatives do not grow."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Autocast dtype of the towers; parameters and losses stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute blocks in the backward pass instead of keeping their activations."""
+    operators: Literal["fused", "reference"] = "fused"
+    """Compiled kernels where they are installed, or the plain-PyTorch reference everywhere."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+    seed: int = 0
+    """Of the parameters, the order of the data, its augmentation and everything random in a step."""
+
+    log_every: int = 10
+    """Steps between rows of the logs."""
+    evaluate_every: int = 0
+    """Steps between evaluations; 0 evaluates before and after training only."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; an interrupted run loses at most these."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "held_out_pairs"):
+            check_integer(name, getattr(self, name), minimum=1)
+        for name in ("steps", "warmup_steps", "evaluate_every", "workers", "seed"):
+            check_integer(name, getattr(self, name), minimum=0)
+        for name in ("learning_rate", "weight_decay", "clip_gradients", "epsilon"):
+            check_number(name, getattr(self, name), minimum=0.0)
+        for beta in self.betas:
+            check_number("betas", beta, minimum=0.0, maximum=1.0)
+        check_choice("precision", self.precision, ("bfloat16", "float32"))
+        check_choice("operators", self.operators, ("fused", "reference"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        if self.resume and self.overwrite:
+            raise ValueError("overwrite: expected False together with resume=True, got True")
+        self.data_config()
+
+    def data_config(self) -> DataConfig:
+        """What the data pipeline needs of this configuration."""
+        return DataConfig(
+            data=self.data,
+            held_out=self.held_out,
+            held_out_pairs=self.held_out_pairs,
+            image_size=self.model.image.image_size,
+            context_length=self.model.text.context_length,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            seed=self.seed,
+            csv_separator=self.csv_separator,
+            csv_image_key=self.csv_image_key,
+            csv_caption_key=self.csv_caption_key,
+            samples_per_epoch=self.samples_per_epoch,
+            cache_dir=self.cache_dir,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, for a checkpoint."""
+        return dataclasses.asdict(self)
+
+
+PRESETS = {
+    "small": TrainConfig(),
+    "vit-b-32": TrainConfig(
+        model=MLIPConfig(image=ImageConfig(patch_size=32)),
+        output="runs/vit-b-32",
+        batch_size=128,
+        steps=128_000,
+        warmup_steps=2_500,
+        workers=4,
+        checkpoint_every=1_000,
+        evaluate_every=5_000,
+    ),
+    "vit-b-16": TrainConfig(
+        model=MLIPConfig(),
+        output="runs/vit-b-16",
+        batch_size=64,
+        steps=128_000,
+        learning_rate=5e-4,
+        warmup_steps=2_500,
+        workers=4,
+        gradient_checkpointing=True,
+        checkpoint_every=1_000,
+        evaluate_every=5_000,
+    ),
+}
+"""Named starting points; single options change them."""
