@@ -1,0 +1,148 @@
+// Compiled once per instruction set (cpu/simd.h). What each function does is said in cpu/merging/weighted_mean.h.
+
+constexpr int ROWS = 8;  // rows added in pairs before they reach the running sum: fewer passes over it, less rounding
+
+// sums[d] += weights[0] rows[0][d] + ... + weights[ROWS - 1] rows[ROWS - 1][d]
+template <typename T, typename A = Accumulate<T>>
+static void add_rows(const T* const* rows, const A* weights, int64_t channels, A* sums) {
+  Vector<A> w[ROWS];
+  for (int r = 0; r < ROWS; ++r) w[r] = broadcast(weights[r]);
+  const int64_t whole = channels - channels % LANES<A>;
+  for (int64_t d = 0; d < whole; d += LANES<A>) {
+    Vector<A> pair[ROWS / 2];
+    for (int r = 0; r < ROWS; r += 2) pair[r / 2] = w[r] * load(rows[r] + d) + w[r + 1] * load(rows[r + 1] + d);
+    store(sums + d, load(sums + d) + ((pair[0] + pair[1]) + (pair[2] + pair[3])));
+  }
+  if (const int64_t rest = channels - whole) {
+    Vector<A> group = {};
+    for (int r = 0; r < ROWS; ++r) group += w[r] * load(rows[r] + whole, rest);
+    store(sums + whole, load(sums + whole, rest) + group, rest);
+  }
+}
+
+// sums[d] += weight row[d]
+template <typename T, typename A = Accumulate<T>>
+static void add_row(const T* row, A weight, int64_t channels, A* sums) {
+  const Vector<A> w = broadcast(weight);
+  const int64_t whole = channels - channels % LANES<A>;
+  for (int64_t d = 0; d < whole; d += LANES<A>) store(sums + d, load(sums + d) + w * load(row + d));
+  if (const int64_t rest = channels - whole) {
+    store(sums + whole, load(sums + whole, rest) + w * load(row + whole, rest), rest);
+  }
+}
+
+template <typename T, typename A = Accumulate<T>>
+static void finish(const WeightedMean<T>& p, int64_t begin, int64_t end) {
+  const int64_t segments = p.segments();
+  for (int64_t b = begin; b < end; ++b) {
+    double total = 0;
+    for (int64_t s = 0; s < segments; ++s) total += double(p.partial_total[b * segments + s]);
+    p.total[b] = A(total);
+    const Vector<A> divisor = broadcast(p.total[b]);
+    for (int64_t d = 0; d < p.channels; d += LANES<A>) {
+      const int64_t count = p.channels - d < LANES<A> ? p.channels - d : LANES<A>;
+      Vector<A> sums = {};
+      for (int64_t s = 0; s < segments; ++s) sums += load(p.partial + (b * segments + s) * p.channels + d, count);
+      store(p.mean + b * p.channels + d, p.total[b] == 0 ? Vector<A>{} : sums / divisor, count);
+    }
+  }
+}
+
+template <typename T, typename A = Accumulate<T>>
+static void sums(const WeightedMean<T>& p, int64_t begin, int64_t end) {
+  const int64_t segments = p.segments();
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t b = task / segments, segment = task % segments;
+    A* partial = p.partial + task * p.channels;
+    std::memset(partial, 0, size_t(p.channels) * sizeof(A));
+    double total = 0;
+
+    const T* rows[ROWS];
+    A weights[ROWS];
+    int waiting = 0;
+    for (int64_t n = p.first_token(segment); n < p.last_token(segment); ++n) {
+      const A weight = p.weight ? p.weight[b * p.tokens + n] : A(1);
+      if (weight == 0) continue;  // left out whatever it holds, NaN included
+      total += double(weight);
+      rows[waiting] = p.x + b * p.stride_batch + n * p.stride_token;
+      weights[waiting++] = weight;
+      if (waiting == ROWS) {
+        add_rows<T>(rows, weights, p.channels, partial);
+        waiting = 0;
+      }
+    }
+    for (int r = 0; r < waiting; ++r) add_row<T>(rows[r], weights[r], p.channels, partial);
+    p.partial_total[task] = A(total);
+    if (segments == 1) finish<T>(p, b, b + 1);
+  }
+}
+
+template <typename T, typename A = Accumulate<T>>
+static void backward(const WeightedMean<T>& p, int64_t begin, int64_t end) {
+  const int64_t segments = p.segments();
+  const int64_t whole = p.channels - p.channels % LANES<A>, rest = p.channels - whole;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t b = task / segments, segment = task % segments;
+    const T* grad = p.grad + b * p.channels;
+    T* grad_x = p.grad_x + b * p.tokens * p.channels;
+    if (segment == 0) std::memset(static_cast<void*>(grad_x), 0, size_t(p.prefix * p.channels) * sizeof(T));
+    for (int64_t n = p.first_token(segment); n < p.last_token(segment); ++n) {
+      const A weight = p.weight ? p.weight[b * p.tokens + n] : A(1);
+      const Vector<A> share = broadcast(p.known_total[b] == 0 ? A(0) : weight / p.known_total[b]);
+      T* row = grad_x + n * p.channels;
+      for (int64_t d = 0; d < whole; d += LANES<A>) store(row + d, share * load(grad + d));
+      if (rest) store(row + whole, share * load(grad + whole, rest), rest);
+    }
+  }
+}
+
+// <g, x>, with four running sums so that one addition need not wait for the last. FINITE_ONLY: what is not finite in
+// x counts as 0.
+template <bool FINITE_ONLY, typename T, typename A = Accumulate<T>>
+static A product(const T* g, const T* x, int64_t channels) {
+  Vector<A> running[4] = {};
+  const int64_t whole = channels - channels % (4 * LANES<A>);
+  for (int64_t d = 0; d < whole; d += 4 * LANES<A>) {
+    for (int k = 0; k < 4; ++k) {
+      const Vector<A> value = load(x + d + k * LANES<A>);
+      running[k] += load(g + d + k * LANES<A>) * (FINITE_ONLY ? keep_finite<A>(value) : value);
+    }
+  }
+  for (int64_t d = whole; d < channels; d += LANES<A>) {
+    const int64_t count = channels - d < LANES<A> ? channels - d : LANES<A>;
+    const Vector<A> value = load(x + d, count);
+    running[0] += load(g + d, count) * (FINITE_ONLY ? keep_finite<A>(value) : value);
+  }
+  return sum<A>((running[0] + running[1]) + (running[2] + running[3]));
+}
+
+template <typename T, typename A = Accumulate<T>>
+static void products(const WeightedMean<T>& p, int64_t begin, int64_t end) {
+  const int64_t segments = p.segments();
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t b = task / segments, segment = task % segments;
+    const T* grad = p.grad + b * p.channels;
+    for (int64_t n = p.first_token(segment); n < p.last_token(segment); ++n) {
+      const T* row = p.x + b * p.stride_batch + n * p.stride_token;
+      const bool unused = p.weight[b * p.tokens + n] == 0;
+      p.grad_weight[b * p.tokens + n] =
+          unused ? product<true, T>(grad, row, p.channels) : product<false, T>(grad, row, p.channels);
+    }
+  }
+}
+
+template <typename T, typename A = Accumulate<T>>
+static void centre(const WeightedMean<T>& p, int64_t begin, int64_t end) {
+  for (int64_t b = begin; b < end; ++b) {
+    const A* weight = p.weight + b * p.tokens;
+    A* product = p.grad_weight + b * p.tokens;
+    const double total = double(p.known_total[b]);
+    double along_mean = 0;  // <g, y> = sum of w <g, x> / W
+    for (int64_t n = p.prefix; n < p.tokens; ++n) along_mean += double(weight[n]) * double(product[n]);
+    along_mean /= total;
+    for (int64_t n = 0; n < p.prefix; ++n) product[n] = 0;
+    for (int64_t n = p.prefix; n < p.tokens; ++n) {
+      product[n] = total == 0 ? A(0) : A((double(product[n]) - along_mean) / total);
+    }
+  }
+}

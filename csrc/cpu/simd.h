@@ -1,0 +1,42 @@
+// Runtime choice of the instruction set.
+//
+// A kernel is written once, against the vectors of cpu/vector.h, in a file of its own (<operator>_kernels.h). The
+// operator's .cpp compiles that file once per instruction set and calls the copy that fits the machine:
+//
+//   #define MLIP_KERNELS "cpu/merging/weighted_mean_kernels.h"
+//   #include "cpu/simd_copies.h"
+//   ... MLIP_CALL(weighted_mean_sums<T>, arguments...);
+//
+// The copies live in the namespaces mlip::cpu::{baseline, avx2, avx512}, so that no inline function compiled with
+// AVX can be merged by the linker with one that must run on every machine.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define MLIP_X86 1
+#else
+#define MLIP_X86 0
+#endif
+
+namespace mlip::cpu {
+
+enum class Capability : int { baseline = 0, avx2 = 1, avx512 = 2 };
+
+// What the processor has, capped by MLIP_KERNELS_CPU_CAPABILITY=default|avx2|avx512. Decided at the first call.
+// Throws std::runtime_error if the variable holds anything else.
+Capability capability();
+
+}  // namespace mlip::cpu
+
+#if MLIP_X86
+#define MLIP_CALL(function, ...)                \
+  switch (::mlip::cpu::capability()) {          \
+    case ::mlip::cpu::Capability::avx512:       \
+      return avx512::function(__VA_ARGS__);     \
+    case ::mlip::cpu::Capability::avx2:         \
+      return avx2::function(__VA_ARGS__);       \
+    default:                                    \
+      return baseline::function(__VA_ARGS__);   \
+  }
+#else
+#define MLIP_CALL(function, ...) return baseline::function(__VA_ARGS__)
+#endif

@@ -1,0 +1,60 @@
+// Compiles the file named by MLIP_KERNELS once per instruction set; see cpu/simd.h. Everything that file needs from
+// the standard library is included here, outside the namespaces.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/simd.h"
+#include "cpu/types.h"
+
+#if MLIP_X86
+#include <immintrin.h>
+#endif
+
+#define MLIP_VECTOR_BYTES 16
+namespace mlip::cpu::baseline {
+#include "cpu/vector.h"
+#include MLIP_KERNELS
+}  // namespace mlip::cpu::baseline
+#undef MLIP_VECTOR_BYTES
+
+#if MLIP_X86
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+#define MLIP_VECTOR_BYTES 32
+namespace mlip::cpu::avx2 {
+#include "cpu/vector.h"
+#include MLIP_KERNELS
+}  // namespace mlip::cpu::avx2
+#undef MLIP_VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#endif
+#define MLIP_VECTOR_BYTES 64
+namespace mlip::cpu::avx512 {
+#include "cpu/vector.h"
+#include MLIP_KERNELS
+}  // namespace mlip::cpu::avx512
+#undef MLIP_VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // MLIP_X86

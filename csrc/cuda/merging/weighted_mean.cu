@@ -1,0 +1,236 @@
+// Size-weighted mean over tokens: y_b = sum_n w_bn x_bn / W_b with W_b = sum_n w_bn, over the tokens behind the prefix.
+//
+//   x [B, N, D] float32, float16 or bfloat16, unit stride in D     w [B, N] float32     y [B, D] as x
+//   dx_bn = w_bn / W_b g_b                      dw_bn = (<g_b, x_bn> - sum_m w_bm <g_b, x_bm> / W_b) / W_b
+//
+//   kernel              reads                     writes           flops
+//   sums (+ finish)     B N D x, B N w            B D y            2 B N D
+//   backward            B D g, B N w              B N D dx         B N D
+//   products, centre    B N D x, B D g, B N w     B N dw           2 B N D
+//
+// Bound by memory throughout: 2 flops per element at most. Sums are kept in float32.
+//
+// sums: a block owns 32 vectors of channels of one batch element; its 8 warps take every eighth token, so a warp reads
+// 512 contiguous bytes at a time, and the 8 running sums meet in shared memory, in a fixed order. Where B D alone
+// gives too few blocks, the tokens are cut into splits whose partial sums `finish` adds in order: no atomics, and the
+// result is bitwise the same from run to run.
+// backward, products: a warp owns a token. centre: a block owns a batch element.
+#include "cuda/merging/weighted_mean.h"
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/elements.cuh"
+
+namespace mlip::cuda {
+namespace {
+
+constexpr int WARP = 32;
+constexpr int WARPS = 8;
+constexpr int THREADS = WARP * WARPS;
+constexpr int64_t BLOCKS_WANTED = 512;       // a few for each multiprocessor of a large GPU
+constexpr int64_t TOKENS_PER_SPLIT = 256;    // at least, so that a split is worth its partial sums
+constexpr int64_t LARGEST_GRID = 0x7fffffff;
+
+__device__ inline float weight_of(const WeightedMean& p, int64_t b, int64_t n) {
+  return p.weight ? p.weight[b * p.tokens + n] : 1.0f;
+}
+
+__device__ inline float ratio(float a, float total) { return total == 0.0f ? 0.0f : a / total; }
+
+template <typename T, int V>
+__global__ void __launch_bounds__(THREADS) weighted_mean_sums(const WeightedMean p) {
+  const int64_t column_blocks = ceil_div(p.channels, WARP * V);
+  const int64_t b = blockIdx.x / column_blocks;
+  const int64_t first_channel = blockIdx.x % column_blocks * (WARP * V);
+  const int64_t channel = first_channel + threadIdx.x * V;
+  const int64_t length = ceil_div(p.tokens - p.prefix, p.splits);
+  const int64_t first = p.prefix + blockIdx.y * length;
+  const int64_t last = first + length < p.tokens ? first + length : p.tokens;
+  const T* x = static_cast<const T*>(p.x) + b * p.stride_batch + channel;
+
+  float sums[V] = {};
+  float weights = 0.0f;
+  for (int64_t n = first + threadIdx.y; n < last; n += WARPS) {
+    const float weight = weight_of(p, b, n);
+    if (weight == 0.0f) continue;  // left out whatever it holds, NaN included
+    weights += weight;
+    if (channel >= p.channels) continue;
+    float values[V];
+    load<V>(x + n * p.stride_token, values);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums[v] += weight * values[v];
+  }
+
+  __shared__ float shared_sums[WARPS][WARP * V];
+  __shared__ float shared_weights[WARPS];
+#pragma unroll
+  for (int v = 0; v < V; ++v) shared_sums[threadIdx.y][threadIdx.x * V + v] = sums[v];
+  if (threadIdx.x == 0) shared_weights[threadIdx.y] = weights;
+  __syncthreads();
+
+  float total = 0.0f;
+  for (int warp = 0; warp < WARPS; ++warp) total += shared_weights[warp];
+  const int thread = threadIdx.y * WARP + threadIdx.x;
+  for (int c = thread; c < WARP * V; c += THREADS) {
+    if (first_channel + c >= p.channels) break;
+    float sum = 0.0f;
+    for (int warp = 0; warp < WARPS; ++warp) sum += shared_sums[warp][c];
+    if (p.splits == 1) {
+      static_cast<T*>(p.mean)[b * p.channels + first_channel + c] = narrow<T>(ratio(sum, total));
+    } else {
+      p.partial[(blockIdx.y * p.batch + b) * p.channels + first_channel + c] = sum;
+    }
+  }
+  if (first_channel == 0 && thread == 0) {
+    (p.splits == 1 ? p.total : p.partial_total + blockIdx.y * p.batch)[b] = total;
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(THREADS) weighted_mean_finish(const WeightedMean p) {
+  const int64_t i = blockIdx.x * int64_t(THREADS) + threadIdx.x;
+  if (i >= p.batch * p.channels) return;
+  const int64_t b = i / p.channels;
+  float sum = 0.0f, total = 0.0f;
+  for (int64_t split = 0; split < p.splits; ++split) {
+    sum += p.partial[split * p.batch * p.channels + i];
+    total += p.partial_total[split * p.batch + b];
+  }
+  static_cast<T*>(p.mean)[i] = narrow<T>(ratio(sum, total));
+  if (i % p.channels == 0) p.total[b] = total;
+}
+
+template <typename T, int V>
+__global__ void __launch_bounds__(THREADS) weighted_mean_backward(const WeightedMean p) {
+  for (int64_t row = blockIdx.x * int64_t(WARPS) + threadIdx.y; row < p.batch * p.tokens;
+       row += int64_t(gridDim.x) * WARPS) {
+    const int64_t b = row / p.tokens, n = row % p.tokens;
+    const T* grad = static_cast<const T*>(p.grad) + b * p.channels;
+    T* grad_x = static_cast<T*>(p.grad_x) + row * p.channels;
+    const float share = ratio(weight_of(p, b, n), p.known_total[b]);
+    for (int64_t d = threadIdx.x * V; d < p.channels; d += WARP * V) {
+      float values[V];
+      load<V>(grad + d, values);
+#pragma unroll
+      for (int v = 0; v < V; ++v) values[v] = n < p.prefix ? 0.0f : share * values[v];
+      store<V>(grad_x + d, values);
+    }
+  }
+}
+
+// grad_weight = <g_b, x_bn>; where the weight is 0, what is not finite in x counts as 0.
+template <typename T, int V>
+__global__ void __launch_bounds__(THREADS) weighted_mean_products(const WeightedMean p) {
+  for (int64_t row = blockIdx.x * int64_t(WARPS) + threadIdx.y; row < p.batch * p.tokens;
+       row += int64_t(gridDim.x) * WARPS) {
+    const int64_t b = row / p.tokens, n = row % p.tokens;
+    if (n < p.prefix) continue;
+    const T* grad = static_cast<const T*>(p.grad) + b * p.channels;
+    const T* x = static_cast<const T*>(p.x) + b * p.stride_batch + n * p.stride_token;
+    const bool unused = weight_of(p, b, n) == 0.0f;
+    float sum = 0.0f;
+    for (int64_t d = threadIdx.x * V; d < p.channels; d += WARP * V) {
+      float g[V], values[V];
+      load<V>(grad + d, g);
+      load<V>(x + d, values);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum += g[v] * (unused && !isfinite(values[v]) ? 0.0f : values[v]);
+    }
+    for (int distance = WARP / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    if (threadIdx.x == 0) p.grad_weight[row] = sum;
+  }
+}
+
+__global__ void __launch_bounds__(THREADS) weighted_mean_centre(const WeightedMean p) {
+  const int64_t b = blockIdx.x;
+  const float total = p.known_total[b];
+  float* product = p.grad_weight + b * p.tokens;
+
+  float sum = 0.0f;
+  for (int64_t n = p.prefix + threadIdx.x; n < p.tokens; n += THREADS) sum += weight_of(p, b, n) * product[n];
+  for (int distance = WARP / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+  __shared__ float shared[WARPS];
+  if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = sum;
+  __syncthreads();
+  float along_mean = 0.0f;  // <g, y> = sum of w <g, x> / W
+  for (int warp = 0; warp < WARPS; ++warp) along_mean += shared[warp];
+  along_mean = ratio(along_mean, total);
+
+  for (int64_t n = threadIdx.x; n < p.tokens; n += THREADS) {
+    product[n] = n < p.prefix ? 0.0f : ratio(product[n] - along_mean, total);
+  }
+}
+
+int64_t column_blocks(Type type, int64_t channels, bool vector) {
+  return ceil_div(channels, WARP * (vector ? vector_of(type) : 1));
+}
+
+int64_t at_most_largest_grid(int64_t blocks) { return blocks < LARGEST_GRID ? blocks : LARGEST_GRID; }
+
+dim3 grid(const Launch& launch) { return dim3(unsigned(launch.grid_x), unsigned(launch.grid_y)); }
+dim3 block(const Launch& launch) { return dim3(unsigned(launch.block_x), unsigned(launch.block_y)); }
+
+template <typename T, int V>
+void forward(const WeightedMean& p, cudaStream_t stream) {
+  const Launch sums = weighted_mean_sums_launch(p);
+  weighted_mean_sums<T, V><<<grid(sums), block(sums), 0, stream>>>(p);
+  if (p.splits == 1) return;
+  const Launch finish = weighted_mean_finish_launch(p);
+  weighted_mean_finish<T><<<grid(finish), block(finish), 0, stream>>>(p);
+}
+
+template <typename T, int V>
+void backward(const WeightedMean& p, cudaStream_t stream) {
+  const Launch rows = weighted_mean_rows_launch(p);
+  weighted_mean_backward<T, V><<<grid(rows), block(rows), 0, stream>>>(p);
+}
+
+template <typename T, int V>
+void backward_weight(const WeightedMean& p, cudaStream_t stream) {
+  const Launch rows = weighted_mean_rows_launch(p);
+  weighted_mean_products<T, V><<<grid(rows), block(rows), 0, stream>>>(p);
+  const Launch centre = weighted_mean_centre_launch(p);
+  weighted_mean_centre<<<grid(centre), block(centre), 0, stream>>>(p);
+}
+
+}  // namespace
+
+int64_t weighted_mean_splits(Type type, int64_t batch, int64_t tokens, int64_t channels) {
+  const int64_t blocks = batch * column_blocks(type, channels, true);
+  const int64_t wanted = blocks == 0 ? 1 : ceil_div(BLOCKS_WANTED, blocks);
+  const int64_t most = tokens / TOKENS_PER_SPLIT;
+  const int64_t splits = wanted < most ? wanted : most;
+  return splits < 1 ? 1 : splits;
+}
+
+Launch weighted_mean_sums_launch(const WeightedMean& p) {
+  return {p.batch * column_blocks(p.type, p.channels, p.vector), p.splits, WARP, WARPS};
+}
+
+Launch weighted_mean_finish_launch(const WeightedMean& p) {
+  return {ceil_div(p.batch * p.channels, THREADS), 1, THREADS, 1};
+}
+
+Launch weighted_mean_rows_launch(const WeightedMean& p) {
+  return {at_most_largest_grid(ceil_div(p.batch * p.tokens, WARPS)), 1, WARP, WARPS};
+}
+
+Launch weighted_mean_centre_launch(const WeightedMean& p) { return {p.batch, 1, THREADS, 1}; }
+
+// One launcher per kernel, over the element type and whether rows are read 16 bytes at a time.
+#define MLIP_LAUNCH(function)                                                                             \
+  switch (problem.type) {                                                                                 \
+    case Type::float32:                                                                                   \
+      return problem.vector ? function<float, 4>(problem, stream) : function<float, 1>(problem, stream);  \
+    case Type::float16:                                                                                   \
+      return problem.vector ? function<__half, 8>(problem, stream) : function<__half, 1>(problem, stream); \
+    case Type::bfloat16:                                                                                  \
+      return problem.vector ? function<__nv_bfloat16, 8>(problem, stream)                                 \
+                            : function<__nv_bfloat16, 1>(problem, stream);                                \
+  }
+
+void weighted_mean_forward(const WeightedMean& problem, cudaStream_t stream) { MLIP_LAUNCH(forward) }
+void weighted_mean_backward(const WeightedMean& problem, cudaStream_t stream) { MLIP_LAUNCH(backward) }
+void weighted_mean_backward_weight(const WeightedMean& problem, cudaStream_t stream) { MLIP_LAUNCH(backward_weight) }
+
+}  // namespace mlip::cuda

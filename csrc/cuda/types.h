@@ -1,0 +1,21 @@
+// What every CUDA kernel shares: element types, 16-byte accesses, the shape of a launch. No torch headers.
+#pragma once
+#include <cstdint>
+
+namespace mlip::cuda {
+
+enum class Type { float32, float16, bfloat16 };
+
+constexpr int64_t size_of(Type type) { return type == Type::float32 ? 4 : 2; }
+
+// Elements in one 16-byte access.
+constexpr int64_t vector_of(Type type) { return 16 / size_of(type); }
+
+struct Launch {
+  int64_t grid_x, grid_y;
+  int block_x, block_y;
+};
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace mlip::cuda
