@@ -1,8 +1,9 @@
 """The transforms as small dense float64 matrices, one per axis.
 
-Angles are reduced as integers before the cosine is taken, and multiples of a quarter turn are exact, so that the sine
-rows of DC and Nyquist are exactly zero. In matrices of the FFT along H, the real and the imaginary part of a point
-are two neighbouring entries on the token side and two blocks on the frequency side.
+Angles are reduced, as integers, to an eighth of a turn on either side of 0 before the cosine is taken: every entry is
+right to about one rounding, and the sine rows of DC and Nyquist are exactly zero. In matrices of the FFT along H, the
+real and the imaginary part of a point are two neighbouring entries on the token side and two blocks on the frequency
+side.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ _INVERSE_NORM = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
 
 def _waves(rows: Tensor, columns: Tensor, period: int) -> tuple[Tensor, Tensor]:
     """Cosine and sine of ``rows · columns`` (integers) times a full turn divided by ``period``."""
-    steps = torch.outer(rows, columns) % period
-    angle = steps.double() * (2 * math.pi / period)
-    exact = (4 * steps) % period == 0
-    cosine, sine = angle.cos(), angle.sin()
-    return torch.where(exact, cosine.round(), cosine), torch.where(exact, sine.round(), sine)
+    quarters = 4 * (torch.outer(rows, columns) % period)
+    nearest = (2 * quarters + period) // (2 * period)
+    angle = (quarters - nearest * period).double() / period * (math.pi / 2)
+    cosine, sine, odd = angle.cos(), angle.sin(), nearest % 2 == 1
+    cosine, sine = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
+    half_turn = nearest % 4 >= 2
+    return torch.where(half_turn, -cosine, cosine), torch.where(half_turn, -sine, sine)
 
 
 def _ones_except(mask: Tensor, value: float) -> Tensor:

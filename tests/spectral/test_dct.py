@@ -1,0 +1,140 @@
+"""DCT and its inverse against scipy in float64."""
+
+import itertools
+import math
+
+import pytest
+import scipy.fft
+import torch
+
+from mlip_kernels.ops.spectral import dct, idct
+from mlip_kernels.testing import TOKEN_SHAPES, assert_as_accurate, assert_close, assert_identical, gradients, permuted
+
+LENGTHS = (1, 2, 3, 7, 8, 13, 14, 16, 24, 27, 32, 49, 50, 77, 196, 197, 256, 257, 576, 577)
+GRIDS = ((1, 1), (1, 6), (5, 1), (2, 3), (7, 7), (7, 8), (13, 14), (16, 16), (24, 27), (32, 5))
+TYPES = (1, 2, 3, 4)
+NORMS = ("ortho", "backward", "forward")
+PAIRS = ((dct, scipy.fft.dct, scipy.fft.dctn), (idct, scipy.fft.idct, scipy.fft.idctn))
+KINDS = list(itertools.product(NORMS, PAIRS))
+
+
+def tokens(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+def on_grid(transform, x, grid, type, norm):
+    array = x.numpy().reshape(x.shape[0], *grid, x.shape[2])
+    return torch.from_numpy(transform(array, type, axes=(1, 2), norm=norm)).reshape(x.shape)
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_equals_scipy_over_the_token_axis(n, type):
+    x = tokens(2, n, 3)
+    for norm, (ours, theirs, _) in KINDS:
+        if type == 1 and n == 1:
+            continue
+        expected = torch.from_numpy(theirs(x.numpy(), type, axis=1, norm=norm))
+        actual = ours(x, type=type, norm=norm)
+        assert_close(actual, expected, roundings=8 + math.sqrt(n), name=f"{ours.__name__} {norm}")
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_equals_scipy_over_the_grid(grid, type):
+    x = tokens(2, grid[0] * grid[1], 17)
+    for norm, (ours, _, theirs) in KINDS:
+        if type == 1 and min(grid) == 1:
+            continue
+        actual = ours(x, type=type, grid=grid, norm=norm)
+        assert_close(actual, on_grid(theirs, x, grid, type, norm), name=f"{ours.__name__} {norm}")
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("channels", [1, 3, 17, 65])
+def test_prefix_tokens_are_copied_through(channels, prefix):
+    x = tokens(2, prefix + 12, channels, dtype=torch.bfloat16)
+    for options in ({"grid": (3, 4)}, {}, {"dim": 2}):
+        y = dct(x, prefix_tokens=prefix, **options)
+        assert_identical(y[:, :prefix], x[:, :prefix])
+        assert_identical(y[:, prefix:], dct(x[:, prefix:], **options))
+
+
+@pytest.mark.parametrize("dim", [2, -1])
+def test_channels_can_be_transformed_too(dim):
+    x = tokens(2, 5, 7)
+    for norm, (ours, theirs, _) in KINDS:
+        y = ours(x, type=3, dim=dim, norm=norm)
+        assert_close(y, torch.from_numpy(theirs(x.numpy(), 3, axis=2, norm=norm)))
+        assert y.is_contiguous()
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("norm", [*NORMS, None])
+def test_idct_inverts_dct(norm, type):
+    x = tokens(2, 56, 3)
+    for options in ({"grid": (7, 8)}, {}):
+        assert_close(idct(dct(x, type=type, norm=norm, **options), type=type, norm=norm, **options), x)
+
+
+def test_no_norm_means_backward():
+    x = tokens(1, 7, 2)
+    assert_identical(dct(x, norm=None), dct(x, norm="backward"))
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_orthonormal_transform_keeps_the_energy(type):
+    x = tokens(2, 56, 3)
+    assert_close(dct(x, type=type, grid=(7, 8)).square().sum(1), x.square().sum(1))
+
+
+@pytest.mark.parametrize("shape", TOKEN_SHAPES)
+def test_memory_layout_does_not_matter(shape):
+    x = tokens(*shape)
+    for view in (permuted(x), x.repeat_interleave(2, 2)[..., ::2], x.repeat(1, 2, 1)[:, : shape[1]]):
+        y = dct(view)
+        assert_close(y, dct(x))
+        assert y.is_contiguous()
+        assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n", [7, 49, 197, 577])
+def test_error_is_at_most_twice_that_of_matmul_in_the_same_dtype(n, dtype):
+    x = tokens(2, n, 33, dtype=dtype)
+    matrix = torch.from_numpy(scipy.fft.dct(torch.eye(n, dtype=torch.float64).numpy(), axis=0, norm="ortho"))
+    truth = matrix @ x.double()
+    actual = dct(x)
+    assert actual.dtype == dtype
+    assert_as_accurate(actual, matrix.to(dtype) @ x, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype):
+    x = tokens(2, 1 + 56, 17, dtype=dtype)
+    assert_identical(dct(x, grid=(7, 8), prefix_tokens=1), dct(x.float(), grid=(7, 8), prefix_tokens=1).to(dtype))
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_orthonormal_gradient_is_the_inverse(type):
+    x, cotangent = tokens(2, 12, 3), tokens(2, 12, 3).flip(0)
+    leaf = x.requires_grad_()
+    (gradient,) = torch.autograd.grad(dct(leaf, type=type, grid=(3, 4)), leaf, cotangent)
+    assert_close(gradient, idct(cotangent, type=type, grid=(3, 4)))
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("transform", [dct, idct])
+def test_first_and_second_derivatives(transform, type):
+    x = tokens(2, 7, 2).requires_grad_()
+
+    def nonlinear(x):
+        return transform(x, type=type, grid=(2, 3), norm="backward", prefix_tokens=1).sin()
+
+    assert torch.autograd.gradcheck(nonlinear, (x,))
+    assert torch.autograd.gradgradcheck(nonlinear, (x,))
+
+
+def test_empty_batch_has_a_gradient():
+    (gradient,) = gradients(lambda x: dct(x, grid=(2, 3), prefix_tokens=1), [tokens(0, 7, 3)])
+    assert gradient.shape == (0, 7, 3)
