@@ -84,7 +84,7 @@ class EpochViews(Dataset[View]):
     """The samples of one epoch by their position in its order.
 
     A corrupt image is replaced by the sample half an epoch on, or by the first valid one behind that: batches stay
-    full, depend on the position alone, and hold no pair twice unless they are as large as half an epoch.
+    full and depend on the position alone, and seldom hold a pair twice.
     """
 
     def __init__(self, pairs: Pairs, order: Tensor, config: DataConfig, epoch: int) -> None:

@@ -41,6 +41,7 @@ class Shards:
 
     def __init__(self, pattern: str) -> None:
         self.name = pattern
+        require("webdataset.tariterators")
         try:
             self.paths = sorted(set(require("braceexpand").braceexpand(pattern)))
         except ValueError as failure:

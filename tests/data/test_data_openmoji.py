@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -89,6 +90,13 @@ def test_emoji_train_with_and_without_workers(config):
         assert one.captions == other.captions
         assert_identical(one.images, other.images)
     assert sum(len(batch.captions) for batch in data.held_out(100)) == 256
+
+
+def test_a_worker_started_afresh_maps_the_cache_instead_of_copying_it(config):
+    pairs = source.OpenMojiPairs(config)
+    data = pickle.dumps(pairs)
+    assert len(data) < pairs.images.numel() / 10
+    assert_identical(pickle.loads(data).image(100), pairs.image(100))
 
 
 def test_the_report_counts_and_carries_the_attribution(config):

@@ -104,3 +104,14 @@ def test_shards_without_pairs_or_valid_images_are_an_error(shards_config, tmp_pa
 def test_shards_for_training_and_evaluation_must_differ(shards_config, tmp_path):
     with pytest.raises(ValueError, match=r"held_out: .*train-001.tar in both"):
         open_data(shards_config(held_out=str(tmp_path / "train-001.tar")))
+
+
+def test_every_sample_is_augmented_on_its_own(shards_config, tmp_path):
+    image = picture(0, 200, 200)
+    write_tar(
+        tmp_path / "same.tar", {f"{i}.{ext}": data for i in range(24) for ext, data in (("png", image), ("txt", b"x"))}
+    )
+    views = [
+        view for batch in open_data(shards_config(data=str(tmp_path / "same.tar"))).train(0) for view in batch.images
+    ]
+    assert len({view.numpy().tobytes() for view in views}) > len(views) // 2
