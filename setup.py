@@ -33,11 +33,11 @@ ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
 MEMORY_PER_JOB = 2 << 30
 
 
-class LeftOut(Exception):
+class LeftOutError(Exception):
     """Why a part is not built."""
 
 
-class Failed(LeftOut):
+class FailedError(LeftOutError):
     """A part that should have been built and was not: an error under MLIP_KERNELS_STRICT=1."""
 
 
@@ -48,7 +48,7 @@ def run(command: list[str]) -> str:
         output = (done.stderr + done.stdout).strip()
         print(f"{shlex.join(command)}\n{output}", file=sys.stderr)
         errors = [line for line in output.splitlines() if re.search("error|fatal", line, re.IGNORECASE)]
-        raise Failed(f"the build failed: {(errors or [output or 'no message'])[0].strip()[:300]}")
+        raise FailedError(f"the build failed: {(errors or [output or 'no message'])[0].strip()[:300]}")
     return done.stdout
 
 
@@ -57,11 +57,11 @@ def cxx() -> list[str]:
     names = shlex.split(ENV.get("CXX", ""))
     if names:
         if shutil.which(names[0]) is None:
-            raise Failed(f"no C++ compiler: CXX={ENV['CXX']} was not found")
+            raise FailedError(f"no C++ compiler: CXX={ENV['CXX']} was not found")
         return names
     found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     if found is None:
-        raise Failed("no C++ compiler (c++, g++ or clang++) was found when the package was built")
+        raise FailedError("no C++ compiler (c++, g++ or clang++) was found when the package was built")
     return [found]
 
 
@@ -69,7 +69,7 @@ def torch_folder() -> Path:
     """The installed torch; it is looked at, not imported."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
-        raise Failed("no torch to build against")
+        raise FailedError("no torch to build against")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -108,7 +108,7 @@ def cuda_home() -> Path:
     where = f"in CUDA_HOME={named}" if named else "when the package was built"
     if ENV.get("FORCE_CUDA") == "1":
         raise SystemExit(f"mlip_kernels: FORCE_CUDA=1, but no nvcc was found {where}; set CUDA_HOME to a CUDA toolkit")
-    raise LeftOut(f"no nvcc was found {where}")
+    raise LeftOutError(f"no nvcc was found {where}")
 
 
 def gencode(nvcc: str) -> list[str]:
@@ -120,7 +120,7 @@ def gencode(nvcc: str) -> list[str]:
     flags = []
     for architecture in wanted:
         if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", architecture):
-            raise Failed(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0;9.0+PTX, got {architecture!r}")
+            raise FailedError(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0;9.0+PTX, got {architecture!r}")
         number = architecture.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if architecture.endswith("+PTX"):
@@ -143,14 +143,14 @@ class BuildParts(build_ext):
         library.unlink(missing_ok=True)
         try:
             if ENV.get("MLIP_KERNELS_SKIP_EXT") == "1":
-                raise LeftOut("skipped by MLIP_KERNELS_SKIP_EXT=1 when the package was built")
+                raise LeftOutError("skipped by MLIP_KERNELS_SKIP_EXT=1 when the package was built")
             unfinished = library.with_suffix(".so.unfinished")
             run([*build(), "-o", str(unfinished)])
             unfinished.replace(library)
             return "ok"
-        except LeftOut as reason:
+        except LeftOutError as reason:
             demanded = STRICT or (part == "cuda" and ENV.get("FORCE_CUDA") == "1")
-            if demanded and isinstance(reason, Failed):
+            if demanded and isinstance(reason, FailedError):
                 raise SystemExit(f"mlip_kernels: the {part} part was demanded, but {reason}") from reason
             print(f"mlip_kernels: left out the {part} part: {reason}", file=sys.stderr)
             return str(reason)
@@ -162,7 +162,7 @@ class BuildParts(build_ext):
 
     def build_cuda(self) -> list[str]:
         if ENV.get("FORCE_CUDA") == "0":
-            raise LeftOut("skipped by FORCE_CUDA=0 when the package was built")
+            raise LeftOutError("skipped by FORCE_CUDA=0 when the package was built")
         home = cuda_home()
         compile_cxx = [*cxx(), *cxx_flags(), f"-I{home / 'include'}"]
         compile_cuda = [str(home / "bin" / "nvcc"), "-std=c++17", "--expt-relaxed-constexpr", f"-I{HERE / 'csrc'}"]

@@ -147,14 +147,15 @@ __global__ void __launch_bounds__(THREADS) weighted_mean_centre(const WeightedMe
   float* product = p.grad_weight + b * p.tokens;
 
   float sum = 0.0f;
-  for (int64_t n = p.prefix + threadIdx.x; n < p.tokens; n += THREADS) sum += weight_of(p, b, n) * product[n];
+  for (int64_t n = p.prefix + threadIdx.x; n < p.tokens; n += THREADS) {
+    sum += ratio(weight_of(p, b, n), total) * product[n];
+  }
   for (int distance = WARP / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
   __shared__ float shared[WARPS];
   if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = sum;
   __syncthreads();
-  float along_mean = 0.0f;  // <g, y> = sum of w <g, x> / W
+  float along_mean = 0.0f;  // <g, y> = sum of w / W <g, x>
   for (int warp = 0; warp < WARPS; ++warp) along_mean += shared[warp];
-  along_mean = ratio(along_mean, total);
 
   for (int64_t n = threadIdx.x; n < p.tokens; n += THREADS) {
     product[n] = n < p.prefix ? 0.0f : ratio(product[n] - along_mean, total);

@@ -1,0 +1,1 @@
+"""Merging family in Triton."""
