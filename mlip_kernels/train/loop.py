@@ -208,7 +208,7 @@ class Run:
                 f"the loss is not finite after step {self.step}: {values}; the last checkpoint is intact. "
                 "Try a lower --learning-rate or --precision float32"
             )
-        scales = {n: float(p.exp()) for n, p in self.model.named_parameters() if n.startswith("logit_scale")}
+        scales = {n: float(p.detach().exp()) for n, p in self.model.named_parameters() if n.startswith("logit_scale")}
         return {
             **values,
             **scales,

@@ -1,0 +1,114 @@
+"""Processes that share a batch compute what one process computes on all of it."""
+
+import csv
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from mlip_kernels.models import MLIP, FrequencyConfig, LossConfig, MLIPConfig, MLIPLoss
+from mlip_kernels.testing import assert_close, assert_identical
+from mlip_kernels.train import TrainConfig, logs, train
+from mlip_kernels.train.__main__ import parse
+
+PAIRS, PROCESSES = 6, 2
+
+
+def variants(model: MLIPConfig) -> dict[str, MLIPConfig]:
+    """Configurations whose terms exchange different things."""
+    return {
+        "separate domains": model,
+        "union, text transform": dataclasses.replace(
+            model,
+            frequency=dataclasses.replace(model.frequency, order="sequential", mixer="complex_mlp"),
+            loss=LossConfig(token_dim=16, token_domains="union", consistency_weight=0.3),
+        ),
+        "amplitude": dataclasses.replace(
+            model, frequency=FrequencyConfig(depth=1, representation="amplitude", text_transform="rfft", pool="mean")
+        ),
+        "clip": model.clip(),
+    }
+
+
+def step(config: MLIPConfig, rank: int, world_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradients of one batch, in float64, with the part of the batch that belongs to ``rank``."""
+    torch.manual_seed(0)
+    model = MLIP(config).double()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(PAIRS, 3, 32, 32, generator=generator, dtype=torch.float64)
+    text = torch.randint(1, 400, (PAIRS, config.text.context_length), generator=generator)
+    text[:, 0], text[:, 6], text[:, 7:] = 49406, 49407, 0
+    images, text = images[rank::world_size], text[rank::world_size]
+    parallel = DistributedDataParallel(model) if world_size > 1 else model
+    loss = MLIPLoss(config.loss, rank, world_size)(parallel(images, text))["loss"]
+    loss.backward()
+    if world_size > 1:
+        dist.all_reduce(loss.detach_().div_(world_size))
+    return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def compare(rank: int, model: MLIPConfig, store: str) -> None:
+    """In one of the processes: equal to what the whole batch gives here."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
+    for name, config in variants(model).items():
+        loss, gradients = step(config, rank, PROCESSES)
+        expected_loss, expected_gradients = step(config, 0, 1)
+        # Computed in float64, compared to the precision of float32.
+        assert_close(loss.float(), expected_loss.float(), name=name)
+        for parameter, expected in expected_gradients.items():
+            assert_close(gradients[parameter].float(), expected.float(), name=f"{name}: {parameter}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_loss_and_gradients_of_one(tiny, tmp_path):
+    image = dataclasses.replace(tiny.model.image, drop_path=0.0)
+    model = dataclasses.replace(tiny.model, image=image)
+    multiprocessing.spawn(compare, (model, str(tmp_path / "store")), nprocs=PROCESSES)
+
+
+def run_two_processes(arguments: list[str]) -> str:
+    """Standard output of ``mlip-train`` under ``torchrun``."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    command = [*launcher, "-m", "mlip_kernels.train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def losses(output: Path) -> torch.Tensor:
+    return torch.tensor([value for _, name, value in logs.read(output / "metrics.csv") if name == "loss"])
+
+
+def test_the_command_line_gives_the_same_losses_under_torchrun_and_resumed(tiny, tmp_path):
+    small = "--model.image.width 32 --model.image.heads 2 --model.image.depth 3 --model.image.image-size 32 "
+    small += "--model.text.width 32 --model.text.heads 2 --model.text.depth 1 --model.embed-dim 16 --precision float32 "
+    small += f"--data {tiny.data} --held-out-pairs 12 --steps 4 --log-every 1 --checkpoint-every 2"
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    train(parse([*small.split(), "--output", str(alone), "--batch-size", "12"]))
+    arguments = [*small.split(), "--output", str(shared), "--batch-size", str(12 // PROCESSES)]
+    assert "held-out retrieval among 12 candidates" in run_two_processes(arguments)
+    # Four optimiser steps pass on the rounding of each other.
+    in_one_go = losses(shared)
+    assert_close(in_one_go, losses(alone), roundings=8.0 * 4**2)
+    (shared / "checkpoints" / "step-00000004.pt").unlink()
+    run_two_processes([*arguments, "--resume"])
+    assert_identical(losses(shared), in_one_go)
+
+
+def test_the_log_of_a_run_is_a_plain_table(tiny):
+    train(dataclasses.replace(tiny, steps=2))
+    with (Path(tiny.output) / "metrics.csv").open() as file:
+        assert csv.DictReader(file).fieldnames == ["step", "name", "value"]
+
+
+def test_the_configuration_survives_a_checkpoint():
+    config = TrainConfig().model
+    assert MLIPConfig.from_dict(config.to_dict()) == config

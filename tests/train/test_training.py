@@ -1,0 +1,192 @@
+"""A run learns, logs, stops and continues as its configuration says."""
+
+import dataclasses
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlip_kernels.models import MLIP, MLIPLoss
+from mlip_kernels.testing import assert_close, assert_identical
+from mlip_kernels.train import checkpoint, logs, loop, train
+from mlip_kernels.train.report import write_report
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def weights(output: str) -> dict[str, torch.Tensor]:
+    return checkpoint.load(checkpoint.checkpoints(Path(output) / "checkpoints")[-1])["model"]
+
+
+def assert_same_weights(one: str, other: str) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert_identical(second[name], value, name=name)
+
+
+def test_a_run_lowers_its_loss_and_draws_its_report(tiny):
+    config = dataclasses.replace(tiny, steps=30, precision="float32")
+    outcome = train(config)
+    losses = [value for _, name, value in logs.read(Path(config.output) / "metrics.csv") if name == "loss"]
+    assert losses[-1] < losses[0]
+    assert outcome.steps == 30
+    assert outcome.pairs_per_second > 0
+    assert outcome.retrieval.similarity.shape == (12, 12)
+    report = write_report(outcome, config)
+    assert report.read_bytes().startswith(b"\x89PNG")
+
+
+def test_equal_runs_are_equal_bit_for_bit_and_seeds_differ(tiny, tmp_path):
+    again = dataclasses.replace(tiny, output=str(tmp_path / "again"))
+    other = dataclasses.replace(tiny, output=str(tmp_path / "other"), seed=1)
+    for config in (tiny, again, other):
+        train(config)
+    assert_same_weights(tiny.output, again.output)
+    with pytest.raises(AssertionError):
+        assert_same_weights(tiny.output, other.output)
+
+
+def test_a_stopped_run_continues_bit_for_bit(tiny, tmp_path, monkeypatch):
+    train(tiny)
+    stopped = dataclasses.replace(tiny, output=str(tmp_path / "stopped"))
+    optimise, steps = loop.Run._optimise, []
+
+    def interrupt(run, batches):
+        steps.append(run.step)
+        if run.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return optimise(run, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "_optimise", interrupt)
+        assert train(stopped).steps == 5
+    assert steps == [0, 1, 2, 3, 4]
+    outcome = train(dataclasses.replace(stopped, resume=True))
+    assert outcome.steps == 8
+    assert_same_weights(tiny.output, stopped.output)
+    table, expected = (logs.read(Path(config.output) / "metrics.csv") for config in (stopped, tiny))
+    timeless = [[row for row in rows if row[1] == "loss" and row[0] in (2, 4, 6, 8)] for rows in (table, expected)]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_killed_run_continues_bit_for_bit(tiny, tmp_path):
+    train(tiny)
+    killed = dataclasses.replace(tiny, output=str(tmp_path / "killed"))
+    script = (
+        "import pickle, sys, time\n"
+        "from mlip_kernels.train import loop\n"
+        "optimise = loop.Run._optimise\n"
+        "def slow(run, batches):\n"
+        "    time.sleep(0.3)\n"
+        "    return optimise(run, batches)\n"
+        "loop.Run._optimise = slow\n"
+        "loop.train(pickle.load(sys.stdin.buffer))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=ONE_THREAD
+    )
+    process.stdin.write(pickle.dumps(killed))
+    process.stdin.close()
+    deadline = time.monotonic() + 120
+    while not checkpoint.checkpoints(Path(killed.output) / "checkpoints"):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    train(dataclasses.replace(killed, resume=True))
+    assert_same_weights(tiny.output, killed.output)
+
+
+def test_gradient_checkpointing_changes_memory_only(tiny, tmp_path):
+    plain = dataclasses.replace(tiny, precision="float32", steps=2)
+    recomputed = dataclasses.replace(plain, gradient_checkpointing=True, output=str(tmp_path / "recomputed"))
+    for config in (plain, recomputed):
+        train(config)
+    assert_same_weights(plain.output, recomputed.output)
+
+
+def test_reference_and_fused_operators_agree(tiny, tmp_path):
+    fused = dataclasses.replace(tiny, precision="float32", steps=2)
+    reference = dataclasses.replace(fused, operators="reference", output=str(tmp_path / "reference"))
+    for config in (fused, reference):
+        train(config)
+    losses = [
+        torch.tensor([value for _, name, value in logs.read(Path(c.output) / "metrics.csv") if name == "loss"])
+        for c in (fused, reference)
+    ]
+    assert_close(*losses)
+
+
+def test_accumulation_averages_micro_batches(tiny):
+    torch.manual_seed(0)
+    model = MLIP(dataclasses.replace(tiny.model, image=dataclasses.replace(tiny.model.image, drop_path=0.0)))
+    loss = MLIPLoss(tiny.model.loss)
+    images, text = torch.randn(8, 3, 32, 32), torch.randint(1, 99, (8, 10))
+    text[:, 5] = 49407
+    whole = sum(loss(model(images[part], text[part], step=0))["loss"] for part in (slice(0, 4), slice(4, 8))) / 2
+    expected = torch.autograd.grad(whole, model.visual_projection.weight)[0]
+    config = dataclasses.replace(tiny, accumulate=2, precision="float32", clip_gradients=0.0, learning_rate=0.0)
+    run = loop.Run(config, loop.Processes(0, 1, torch.device("cpu")))
+    run.model = run.parallel = model
+    batches = iter([loop.Batch(images[:4], text[:4], [""] * 4), loop.Batch(images[4:], text[4:], [""] * 4)])
+    terms, _ = run._optimise(batches)
+    assert_close(terms["loss"], whole.detach())
+    assert_close(model.visual_projection.weight.grad, expected)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny, monkeypatch):
+    optimise = loop.Run._optimise
+
+    def poison(run, batches):
+        if run.step == 3:
+            run.model.logit_scale.data.fill_(torch.nan)
+        return optimise(run, batches)
+
+    monkeypatch.setattr(loop.Run, "_optimise", poison)
+    with pytest.raises(FloatingPointError, match="step 4"):
+        train(tiny)
+    assert [path.name for path in checkpoint.checkpoints(Path(tiny.output) / "checkpoints")] == ["step-00000003.pt"]
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(tiny):
+    train(dataclasses.replace(tiny, steps=1))
+    with pytest.raises(ValueError, match=r"output: .* --resume .* --overwrite"):
+        train(tiny)
+    assert train(dataclasses.replace(tiny, overwrite=True)).steps == 8
+
+
+def test_resuming_with_other_options_is_refused(tiny):
+    train(dataclasses.replace(tiny, steps=1))
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.003, now 0\.5"):
+        train(dataclasses.replace(tiny, steps=1, resume=True, learning_rate=0.5))
+    wider = dataclasses.replace(tiny.model, embed_dim=32)
+    with pytest.raises(ValueError, match="another model configuration"):
+        train(dataclasses.replace(tiny, steps=1, resume=True, model=wider))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch_size", 0, "batch_size: expected an integer >= 1, got 0"),
+        ("learning_rate", float("nan"), "learning_rate"),
+        ("precision", "float16", "precision: expected one of 'bfloat16', 'float32', got 'float16'"),
+        ("data", "pairs.xlsx", "data: expected"),
+        ("device", "tpu", "device"),
+    ],
+)
+def test_a_bad_option_is_named(tiny, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny, **{field: value})
+
+
+def test_a_missing_file_is_named(tiny, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
+        train(dataclasses.replace(tiny, data=str(tmp_path / "absent.csv")))
