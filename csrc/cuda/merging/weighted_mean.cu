@@ -10,8 +10,8 @@
 //
 // Bound by memory throughout: 2 flops per element at most. Sums are kept in float32.
 //
-// sums: a block owns 32 vectors of channels of one batch element; its 8 warps take every eighth token, so a warp reads
-// 512 contiguous bytes at a time, and the 8 running sums meet in shared memory, in a fixed order. Where B D alone
+// sums: a block owns 32 vectors of channels of one batch element; its 8 warps take every eighth token, four at a time,
+// so a warp has 4 x 512 contiguous bytes in flight, and the 8 running sums meet in shared memory, in a fixed order. Where B D alone
 // gives too few blocks, the tokens are cut into splits whose partial sums `finish` adds in order: no atomics, and the
 // result is bitwise the same from run to run.
 // backward, products: a warp owns a token. centre: a block owns a batch element.
@@ -27,6 +27,7 @@ namespace {
 constexpr int WARP = 32;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARP * WARPS;
+constexpr int ROWS = 4;                    // tokens that a warp has in flight at once
 constexpr int64_t BLOCKS_WANTED = 512;       // a few for each multiprocessor of a large GPU
 constexpr int64_t TOKENS_PER_SPLIT = 256;    // at least, so that a split is worth its partial sums
 constexpr int64_t LARGEST_GRID = 0x7fffffff;
@@ -50,15 +51,20 @@ __global__ void __launch_bounds__(THREADS) weighted_mean_sums(const WeightedMean
 
   float sums[V] = {};
   float weights = 0.0f;
-  for (int64_t n = first + threadIdx.y; n < last; n += WARPS) {
-    const float weight = weight_of(p, b, n);
-    if (weight == 0.0f) continue;  // left out whatever it holds, NaN included
-    weights += weight;
-    if (channel >= p.channels) continue;
-    float values[V];
-    load<V>(x + n * p.stride_token, values);
+  for (int64_t n = first + threadIdx.y; n < last; n += ROWS * WARPS) {
+    float weight[ROWS], values[ROWS][V] = {};
 #pragma unroll
-    for (int v = 0; v < V; ++v) sums[v] += weight * values[v];
+    for (int r = 0; r < ROWS; ++r) {
+      weight[r] = n + r * WARPS < last ? weight_of(p, b, n + r * WARPS) : 0.0f;
+      // A token of weight 0 is left out whatever it holds, NaN included.
+      if (weight[r] != 0.0f && channel < p.channels) load<V>(x + (n + r * WARPS) * p.stride_token, values[r]);
+    }
+    weights += (weight[0] + weight[1]) + (weight[2] + weight[3]);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      sums[v] += (weight[0] * values[0][v] + weight[1] * values[1][v]) +
+                 (weight[2] * values[2][v] + weight[3] * values[3][v]);
+    }
   }
 
   __shared__ float shared_sums[WARPS][WARP * V];

@@ -1,0 +1,163 @@
+"""``python -m mlip_kernels.env``: what is installed, what was compiled, which variables are set; for bug reports.
+
+It must work where everything else is broken: only the standard library is imported at module level, and each probe is
+guarded on its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CAPABILITIES = {0: "default", 1: "avx2", 2: "avx512"}
+VARIABLES = (
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CXX",
+    "CXXFLAGS",
+    "DEBUG",
+    "FORCE_CUDA",
+    "LD_LIBRARY_PATH",
+    "MAX_JOBS",
+    "NVCC_APPEND_FLAGS",
+    "NVCC_THREADS",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "TORCH_CUDA_ARCH_LIST",
+    "TRITON_INTERPRET",
+)
+"""Shown if set, beside every variable that starts with ``MLIP_KERNELS_``."""
+
+
+def package() -> str:
+    return f"{importlib.import_module('mlip_kernels').__version__} in {HERE}"
+
+
+def python() -> str:
+    return f"{platform.python_version()} ({sys.executable})"
+
+
+def system() -> str:
+    return f"{platform.platform()}, {os.cpu_count()} CPUs"
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def torch_version() -> str:
+    torch = importlib.import_module("torch")
+    return f"{torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def torch_cuda() -> str:
+    version = importlib.import_module("torch").version.cuda
+    return f"built for CUDA {version}" if version else "built without CUDA"
+
+
+def gpu() -> str:
+    cuda = importlib.import_module("torch").cuda
+    if not cuda.is_available():
+        return "none visible to torch"
+    names = (
+        f"{cuda.get_device_name(i)} (sm_{''.join(map(str, cuda.get_device_capability(i)))})"
+        for i in range(cuda.device_count())
+    )
+    return ", ".join(names)
+
+
+def driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "none found (no nvidia-smi)"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return (shown.stdout or shown.stderr).strip().splitlines()[0]
+
+
+def compiled_part(part: str) -> str:
+    return importlib.import_module("mlip_kernels._library").LOADED[part]
+
+
+def triton_part() -> str:
+    if os.environ.get("MLIP_KERNELS_DISABLE_EXT") == "1":
+        return "disabled by MLIP_KERNELS_DISABLE_EXT=1"
+    try:
+        return f"ok ({importlib.import_module('triton').__version__})"
+    except ImportError as failure:
+        return f"cannot be imported: {failure}"
+
+
+def cpu_capability() -> str:
+    if compiled_part("cpu") != "ok":
+        return "none: the CPU part is absent"
+    number = ctypes.CDLL(str(HERE / "_cpu.so")).mlip_kernels_cpu_capability()
+    set_to = os.environ.get("MLIP_KERNELS_CPU_CAPABILITY")
+    return CAPABILITIES.get(number, f"not decided: MLIP_KERNELS_CPU_CAPABILITY={set_to} is not understood")
+
+
+def cuda_backend() -> str:
+    return os.environ.get("MLIP_KERNELS_CUDA_BACKEND") or "auto"
+
+
+def build() -> str:
+    record = json.loads((HERE / "_build.json").read_text(encoding="utf-8"))
+    return ", ".join(f"{part}: {outcome}" for part, outcome in record.items())
+
+
+PROBES: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("mlip_kernels", package),
+    ("python", python),
+    ("system", system),
+    ("processor", processor),
+    ("torch", torch_version),
+    ("torch CUDA", torch_cuda),
+    ("GPU", gpu),
+    ("driver", driver),
+    ("CPU part", lambda: compiled_part("cpu")),
+    ("CPU capability", cpu_capability),
+    ("CUDA part", lambda: compiled_part("cuda")),
+    ("Triton part", triton_part),
+    ("CUDA backend", cuda_backend),
+    ("build", build),
+)
+
+
+def outcome(probe: Callable[[], str]) -> str:
+    """What a probe found, or why it could not look."""
+    try:
+        return probe()
+    except (Exception, SystemExit) as failure:
+        reason = (str(failure).strip().splitlines() or ["no message"])[0]
+        return f"not known ({type(failure).__name__}: {reason})"
+
+
+def report() -> str:
+    """Everything, one fact a line, as a block to paste into a bug report."""
+    lines = [f"{label:<16}{outcome(probe)}" for label, probe in PROBES]
+    names = sorted({name for name in os.environ if name.startswith("MLIP_KERNELS_")} | set(VARIABLES) & set(os.environ))
+    lines += (
+        ["variables set:", *(f"  {name}={os.environ[name]}" for name in names)] if names else ["variables set: none"]
+    )
+    return "\n".join(["```", *lines, "```"])
+
+
+def main() -> None:
+    """Print the report."""
+    print(report())
+
+
+if __name__ == "__main__":
+    main()
