@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -81,18 +83,18 @@ def token_logits(
         scale=scale,
         bias=bias,
     )
-    arguments = {
-        "image_mask": image_mask,
-        "text_mask": text_mask,
-        "image_weight": image_weight,
-        "text_weight": text_weight,
-        "scale": scale,
-        "bias": bias,
-    }
-    if not _autocast(image_tokens):
-        return reference.token_logits(image_tokens, text_tokens, **arguments)
-    with torch.autocast(image_tokens.device.type, enabled=False):
-        return reference.token_logits(image_tokens, text_tokens, **arguments)
+    kind = image_tokens.device.type
+    with torch.autocast(kind, enabled=False) if _autocast(image_tokens) else nullcontext():
+        return reference.token_logits(
+            image_tokens,
+            text_tokens,
+            image_mask=image_mask,
+            text_mask=text_mask,
+            image_weight=image_weight,
+            text_weight=text_weight,
+            scale=scale,
+            bias=bias,
+        )
 
 
 def check_token_logits(

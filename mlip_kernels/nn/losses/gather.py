@@ -28,8 +28,8 @@ class _AllGather(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # Every rank holds a part of the derivative of each row: they are added in float32 or better, rounded once.
-        parts = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
-        parts = list(parts.tensor_split(dist.get_world_size()))
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
+        parts = list(wide.tensor_split(dist.get_world_size()))
         own = torch.empty_like(parts[0])
         dist.reduce_scatter(own, parts)
         return own.to(gradient.dtype)

@@ -64,9 +64,9 @@ class TokenContrastiveLoss(PairedLoss):
     ) -> tuple[Tensor, Tensor]:
         """Logits per image and per text of this rank's rows against all: both ``[B, ranks·B]``."""
         if self.world_size > 1:
-            text_tokens, text_mask, text_weight = (
-                None if value is None else self._gather(value) for value in (text_tokens, text_mask, text_weight)
-            )
+            text_tokens = self._gather(text_tokens)
+            text_mask = None if text_mask is None else self._gather(text_mask)
+            text_weight = None if text_weight is None else self._gather(text_weight)
         per_image, per_text = token_logits(
             image_tokens,
             text_tokens,
