@@ -1,0 +1,14 @@
+"""Modules built on the operators: losses, spectral filters, pooling."""
+
+from mlip_kernels.nn.losses import ClipLoss, SigLipLoss, TokenContrastiveLoss
+from mlip_kernels.nn.pooling import AttentionPool
+from mlip_kernels.nn.spectral import FrequencyStage, SpectralFilter
+
+__all__ = [
+    "AttentionPool",
+    "ClipLoss",
+    "FrequencyStage",
+    "SigLipLoss",
+    "SpectralFilter",
+    "TokenContrastiveLoss",
+]
