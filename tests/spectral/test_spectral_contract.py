@@ -215,6 +215,12 @@ def test_export():
     assert_close(exported(X), Transform()(X))
 
 
+def test_no_matrix_of_a_function_transform_is_remembered():
+    constants._remembered.cache_clear()
+    torch.func.grad(lambda x: spectral.dct(x).sum())(X)
+    assert constants._remembered.cache_info().currsize == 0
+
+
 def test_matrices_are_built_once():
     constants._remembered.cache_clear()
     for _ in range(3):

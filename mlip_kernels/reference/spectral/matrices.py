@@ -81,14 +81,12 @@ def irfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     """``[n, 2 (n // 2 + 1)]``: half a spectrum, real then imaginary parts, to real tokens.
 
     The other half is the mirror image, so its coefficients count twice. DC and Nyquist are their own image: they
-    count once, and an imaginary part there has no effect.
+    count once, and an imaginary part there has no effect, as their sine is 0.
     """
     k = torch.arange(n // 2 + 1, device=device)
     cosine, sine = _waves(torch.arange(n, device=device), k, n)
     own_image = (k == 0) | (2 * k == n)
-    cosine = torch.where(own_image, cosine, 2 * cosine)
-    sine = torch.where(own_image, torch.zeros_like(sine), -2 * sine)
-    return torch.cat((cosine, sine), 1) * _scale(norm, n, inverse=True)
+    return torch.cat((torch.where(own_image, cosine, 2 * cosine), -2 * sine), 1) * _scale(norm, n, inverse=True)
 
 
 def fft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
