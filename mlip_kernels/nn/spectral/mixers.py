@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlip_kernels.nn.spectral import SpectralFilter
+from mlip_kernels.nn.spectral.filter import SpectralFilter
 from mlip_kernels.ops.spectral import irfft, rfft
 
 
