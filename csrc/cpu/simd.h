@@ -28,14 +28,14 @@ Capability capability();
 }  // namespace mlip::cpu
 
 #if MLIP_X86
-#define MLIP_CALL(function, ...)                \
-  switch (::mlip::cpu::capability()) {          \
-    case ::mlip::cpu::Capability::avx512:       \
-      return avx512::function(__VA_ARGS__);     \
-    case ::mlip::cpu::Capability::avx2:         \
-      return avx2::function(__VA_ARGS__);       \
-    default:                                    \
-      return baseline::function(__VA_ARGS__);   \
+#define MLIP_CALL(function, ...)              \
+  switch (::mlip::cpu::capability()) {        \
+    case ::mlip::cpu::Capability::avx512:     \
+      return avx512::function(__VA_ARGS__);   \
+    case ::mlip::cpu::Capability::avx2:       \
+      return avx2::function(__VA_ARGS__);     \
+    default:                                  \
+      return baseline::function(__VA_ARGS__); \
   }
 #else
 #define MLIP_CALL(function, ...) return baseline::function(__VA_ARGS__)

@@ -83,8 +83,8 @@ Tensor weighted_mean_backward(const Tensor& grad_, const std::optional<Tensor>& 
   return grad_x;
 }
 
-Tensor weighted_mean_backward_weight(const Tensor& grad_, const Tensor& x_, const Tensor& weight_,
-                                     const Tensor& total_, int64_t prefix) {
+Tensor weighted_mean_backward_weight(const Tensor& grad_, const Tensor& x_, const Tensor& weight_, const Tensor& total_,
+                                     int64_t prefix) {
   STD_TORCH_CHECK(x_.dim() == 3, "x: expected [B, N, D]");
   const int64_t batch = x_.size(0), tokens = x_.size(1), channels = x_.size(2);
   const ScalarType wide = accumulate_in(x_.scalar_type());

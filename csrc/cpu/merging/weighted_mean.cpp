@@ -30,11 +30,11 @@ void weighted_mean_centre(const WeightedMean<T>& problem, int64_t begin, int64_t
   MLIP_CALL(centre<T>, problem, begin, end);
 }
 
-#define MLIP_INSTANTIATE(T)                                                               \
-  template void weighted_mean_sums<T>(const WeightedMean<T>&, int64_t, int64_t);          \
-  template void weighted_mean_finish<T>(const WeightedMean<T>&, int64_t, int64_t);        \
-  template void weighted_mean_backward<T>(const WeightedMean<T>&, int64_t, int64_t);      \
-  template void weighted_mean_products<T>(const WeightedMean<T>&, int64_t, int64_t);      \
+#define MLIP_INSTANTIATE(T)                                                          \
+  template void weighted_mean_sums<T>(const WeightedMean<T>&, int64_t, int64_t);     \
+  template void weighted_mean_finish<T>(const WeightedMean<T>&, int64_t, int64_t);   \
+  template void weighted_mean_backward<T>(const WeightedMean<T>&, int64_t, int64_t); \
+  template void weighted_mean_products<T>(const WeightedMean<T>&, int64_t, int64_t); \
   template void weighted_mean_centre<T>(const WeightedMean<T>&, int64_t, int64_t)
 
 MLIP_INSTANTIATE(float);

@@ -24,11 +24,11 @@ struct WeightedMean {
   int64_t prefix;  // leading tokens that take no part
 
   // Read:
-  const T* x;                           // [B, N, D]
-  int64_t stride_batch, stride_token;   // of x, in elements
-  const Accumulate<T>* weight;          // [B, N], or null: every token weighs 1
-  const T* grad;                        // [B, D]
-  const Accumulate<T>* known_total;     // [B] W_b, as the forward pass left it
+  const T* x;                          // [B, N, D]
+  int64_t stride_batch, stride_token;  // of x, in elements
+  const Accumulate<T>* weight;         // [B, N], or null: every token weighs 1
+  const T* grad;                       // [B, D]
+  const Accumulate<T>* known_total;    // [B] W_b, as the forward pass left it
 
   // Written:
   Accumulate<T>* partial;        // [tasks, D]  sum of w x over the segment

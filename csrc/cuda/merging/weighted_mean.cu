@@ -11,10 +11,12 @@
 // Bound by memory throughout: 2 flops per element at most. Sums are kept in float32.
 //
 // sums: a block owns 32 vectors of channels of one batch element; its 8 warps take every eighth token, four at a time,
-// so a warp has 4 x 512 contiguous bytes in flight, and the 8 running sums meet in shared memory, in a fixed order. Where B D alone
-// gives too few blocks, the tokens are cut into splits whose partial sums `finish` adds in order: no atomics, and the
-// result is bitwise the same from run to run.
-// backward, products: a warp owns a token. centre: a block owns a batch element.
+// so a warp has 4 x 512 contiguous bytes in flight, and the 8 running sums meet in shared memory, in a fixed order.
+// Where B D alone gives too few blocks, the tokens are cut into splits whose partial sums `finish` adds in order: no
+// atomics, and the result is bitwise the same from run to run.
+//
+// backward, products: a warp owns a token.
+// centre: a block owns a batch element.
 #include "cuda/merging/weighted_mean.h"
 
 #include <cuda_runtime_api.h>
@@ -28,8 +30,8 @@ constexpr int WARP = 32;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARP * WARPS;
 constexpr int ROWS = 4;                    // tokens that a warp has in flight at once
-constexpr int64_t BLOCKS_WANTED = 512;       // a few for each multiprocessor of a large GPU
-constexpr int64_t TOKENS_PER_SPLIT = 256;    // at least, so that a split is worth its partial sums
+constexpr int64_t BLOCKS_WANTED = 512;     // a few for each multiprocessor of a large GPU
+constexpr int64_t TOKENS_PER_SPLIT = 256;  // at least, so that a split is worth its partial sums
 constexpr int64_t LARGEST_GRID = 0x7fffffff;
 
 __device__ inline float weight_of(const WeightedMean& p, int64_t b, int64_t n) {
@@ -62,8 +64,8 @@ __global__ void __launch_bounds__(THREADS) weighted_mean_sums(const WeightedMean
     weights += (weight[0] + weight[1]) + (weight[2] + weight[3]);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      sums[v] += (weight[0] * values[0][v] + weight[1] * values[1][v]) +
-                 (weight[2] * values[2][v] + weight[3] * values[3][v]);
+      sums[v] +=
+          (weight[0] * values[0][v] + weight[1] * values[1][v]) + (weight[2] * values[2][v] + weight[3] * values[3][v]);
     }
   }
 
@@ -225,15 +227,15 @@ Launch weighted_mean_rows_launch(const WeightedMean& p) {
 Launch weighted_mean_centre_launch(const WeightedMean& p) { return {p.batch, 1, THREADS, 1}; }
 
 // One launcher per kernel, over the element type and whether rows are read 16 bytes at a time.
-#define MLIP_LAUNCH(function)                                                                             \
-  switch (problem.type) {                                                                                 \
-    case Type::float32:                                                                                   \
-      return problem.vector ? function<float, 4>(problem, stream) : function<float, 1>(problem, stream);  \
-    case Type::float16:                                                                                   \
+#define MLIP_LAUNCH(function)                                                                              \
+  switch (problem.type) {                                                                                  \
+    case Type::float32:                                                                                    \
+      return problem.vector ? function<float, 4>(problem, stream) : function<float, 1>(problem, stream);   \
+    case Type::float16:                                                                                    \
       return problem.vector ? function<__half, 8>(problem, stream) : function<__half, 1>(problem, stream); \
-    case Type::bfloat16:                                                                                  \
-      return problem.vector ? function<__nv_bfloat16, 8>(problem, stream)                                 \
-                            : function<__nv_bfloat16, 1>(problem, stream);                                \
+    case Type::bfloat16:                                                                                   \
+      return problem.vector ? function<__nv_bfloat16, 8>(problem, stream)                                  \
+                            : function<__nv_bfloat16, 1>(problem, stream);                                 \
   }
 
 void weighted_mean_forward(const WeightedMean& problem, cudaStream_t stream) { MLIP_LAUNCH(forward) }
