@@ -1,0 +1,67 @@
+"""Proportional attention: a merged token attracts as much attention as the tokens it stands for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlip_kernels.ops.arguments import check_number, check_same_device, check_shape, check_tensor
+from mlip_kernels.ops.merging.plan import check_size
+from mlip_kernels.reference import merging as reference
+
+
+def proportional_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    size: Tensor | None,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention whose keys count as often as their ``size``: ``softmax(q kᵀ · scale + log size) v``.
+
+    It equals attention over the unmerged sequence in which every key is repeated ``size`` times (Bolya et al.,
+    "Token Merging: Your ViT But Faster", ICLR 2023, eq. 1), and runs on torch's fused `scaled_dot_product_attention`.
+
+    Args:
+        q: queries ``[B, H, M, d]``.
+        k: keys ``[B, H, N, d]``.
+        v: values ``[B, H, N, e]``; q, k and v share one dtype, unless autocast gives them one.
+        size: ``[B, N]``, how many tokens every key stands for, in any floating or integer dtype; it is a count and
+            takes no gradient. A key of size 0 (padding) is not attended to; its k and v must still be finite.
+            ``None`` means ones.
+        scale: factor of the scores, ``1 / sqrt(d)`` if None.
+        dropout_p: probability of dropping an attention weight; applied whenever it is above 0.
+
+    Returns:
+        ``[B, H, M, e]`` in the dtype of q, or in that of autocast where it is on. A sample whose sizes are all 0 gives
+        zeros and no gradient.
+
+    ``log size`` is taken in float32, so counts beyond the range of float16 are exact, also under autocast. On the CPU
+    it stays in float32 (float64 for float64 inputs) up to the softmax. The fused kernels of other devices take it only
+    in the dtype of q, which rounds it: in bfloat16 by at most 0.4 % of its value.
+
+    Saved for backward: what fused attention saves (q, k, v, the output, one logsumexp per query) and the bias, 4·B·N
+    bytes.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range, or ``size`` requires a
+            gradient.
+    """
+    check_tensor("q", q, layout="[B, H, M, d]")
+    check_tensor("k", k, layout="[B, H, N, d]")
+    check_tensor("v", v, layout="[B, H, N, e]")
+    batch, heads, _, width = q.shape
+    check_shape("k", k, (batch, heads, k.shape[2], width), "[B, H, N, d]")
+    check_shape("v", v, (batch, heads, k.shape[2], v.shape[3]), "[B, H, N, e]")
+    for name, value in (("k", k), ("v", v)):
+        check_same_device(name, value, "q", q)
+        if value.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
+            raise TypeError(f"{name}: expected dtype {q.dtype} (that of q), got {value.dtype}")
+    if size is not None:
+        check_size(size, (batch, k.shape[2]), "k", k)
+    if scale is not None:
+        check_number("scale", scale)
+    check_number("dropout_p", dropout_p, minimum=0.0, maximum=1.0)
+    return reference.proportional_attention(q, k, v, size, scale=scale, dropout_p=dropout_p)

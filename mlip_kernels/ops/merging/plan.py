@@ -1,0 +1,288 @@
+"""Token merging: a plan of which tokens to merge, and the merging itself.
+
+A plan is computed once from similarities (and, if wanted, a guide) and applied to any number of tensors: the tokens,
+their positions, tokens of another branch. It holds row numbers, O(N) of them, never a matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlip_kernels._library import reference_requested
+from mlip_kernels.ops.arguments import (
+    FLOATING,
+    check_integer,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_tensor,
+    check_tokens,
+)
+from mlip_kernels.reference import merging as reference
+
+COUNTS = (*FLOATING, torch.int64, torch.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class MergePlan:
+    """Which tokens merge, of N = `tokens` into N' = `merged_tokens`; made by `merge_plan`.
+
+    Output order: prefix tokens, unmerged sources, targets, padding, each ascending; with ``r == 0`` nothing moves.
+    All tensors lie on the device of the metric. A plan can be pickled, and crosses ``torch.compile`` and
+    ``torch.utils.checkpoint``.
+    """
+
+    assignment: Tensor
+    """``[B, N]`` int64, the source map: the output token that every input token went to."""
+    kept: Tensor
+    """``[B, N']`` int64: the input token that every output token starts from."""
+    removed: Tensor
+    """``[B, r]`` int64: padding that was dropped, then the input tokens merged into another one, each ascending."""
+    prefix_tokens: int
+    """Number of leading tokens that never merge."""
+    mask: Tensor | None = None
+    """``[B, N']`` bool, True where the output token is real; None if the plan was made without a mask."""
+    dropped: Tensor | None = None
+    """``[B, N]`` bool, True for masked input tokens that have no output token any more; None without a mask."""
+    size: Tensor | None = None
+    """``[B, N]`` float32: the sizes `merge` uses if it is given none; None means ones."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of input tokens N, prefix and padding included."""
+        return self.assignment.shape[1]
+
+    @property
+    def merged_tokens(self) -> int:
+        """Number of output tokens N' = N − r, prefix and padding included."""
+        return self.kept.shape[1]
+
+    @property
+    def r(self) -> int:
+        """By how many tokens the sequence gets shorter: the r that was asked for, after its clamp."""
+        return self.removed.shape[1]
+
+    def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Size-weighted mean of the tokens that share an output token.
+
+        Args:
+            x: ``[B, N, C]`` with any C: tokens, positions, tokens of another branch.
+            size: ``[B, N]``, how many original tokens every token stands for (not ``[B, N, 1]``). Floating or integer;
+                a count, without gradient. Default: the sizes given to `merge_plan`, else ones.
+
+        Returns:
+            ``(merged, size)``: ``[B, N', C]`` in the dtype of x, and ``[B, N']`` float32. Tokens that nothing is merged
+            into are copied bit for bit. Padding keeps its rows and has size 0. Sums of integer sizes are exact up to
+            2²⁴. A token of size 0 counts nothing; where a whole output token has size 0, it keeps the row of the token
+            it starts from.
+
+        Half precision is averaged in float32, float64 in float64. Differentiable in x to any order; the gradient
+        ``dx_n = size_n / size_out · dy_out`` is a gather. Bitwise deterministic: a token's terms are added in ascending
+        order, on CPU and CUDA (second derivatives on CUDA use torch's atomics). Saved for backward: the plan and the
+        weights, 4·B·N bytes (8 in float64).
+        """
+        self._check_rows("x", x, self.tokens, "[B, N, C]")
+        if size is None:
+            size = self.size
+        else:
+            check_size(size, self.assignment.shape, "x", x)
+        with torch.no_grad():
+            counts = torch.ones_like(self.assignment) if size is None else size
+            dtype = reference.accumulation_dtype(x.dtype)
+            merged_size, weight = reference.merged_sizes(counts.to(torch.float32), self._matching(), dtype)
+        if reference_requested():
+            return reference.combine(x, weight, self._matching()), merged_size
+        return _Combine.apply(x, weight, *self._matching()), merged_size
+
+    def unmerge(self, y: Tensor) -> Tensor:
+        """Give every input token a copy of its output token: ``[B, N', C]`` to ``[B, N, C]``, dtype kept.
+
+        Masked tokens that were dropped get zeros. Differentiable in y to any order; deterministic as `merge` is.
+        ``unmerge(merge(x))`` replaces every token by the mean of its group. Saved for backward: the plan.
+        """
+        self._check_rows("y", y, self.merged_tokens, "[B, N', C]")
+        if reference_requested():
+            return reference.unmerge(y, self._matching())
+        return _Spread.apply(y, *self._matching())
+
+    def track(self, origin: Tensor | None = None) -> Tensor:
+        """Follow original positions through this plan: ``[B, N0]`` int64, original position to output token.
+
+        ``origin [B, N0]`` maps original positions to the input tokens of this plan, as an earlier `track` returned it;
+        None means that the input tokens are the originals. With the map of the last plan, ``y.gather(1, map[..., None]
+        .expand(-1, -1, C))`` lays merged tokens back on the original grid, where a grid-shaped transform is valid.
+        Values outside ``[0, N)`` are an error of torch's gather.
+        """
+        if origin is None:
+            return self.assignment
+        check_tensor("origin", origin, layout="[B, N0]", dtypes=(torch.int64,))
+        check_shape("origin", origin, (self.assignment.shape[0], origin.shape[1]), "[B, N0]")
+        check_same_device("origin", origin, "the plan", self.assignment)
+        return self.assignment.gather(1, origin)
+
+    def _matching(self) -> reference.Matching:
+        return reference.Matching(self.assignment, self.kept, self.removed, self.mask, self.dropped)
+
+    def _check_rows(self, name: str, value: Tensor, rows: int, layout: str) -> None:
+        check_tensor(name, value, layout=layout)
+        check_shape(name, value, (self.assignment.shape[0], rows, value.shape[2]), layout)
+        check_same_device(name, value, "the plan", self.assignment)
+
+
+def merge_plan(
+    metric: Tensor,
+    r: int,
+    *,
+    size: Tensor | None = None,
+    guide: Tensor | None = None,
+    guide_weight: float = 1.0,
+    prefix_tokens: int = 1,
+    mask: Tensor | None = None,
+) -> MergePlan:
+    """Choose r pairs of similar tokens to merge, by even/odd bipartite matching.
+
+    Behind the prefix, tokens at even positions of the sequence are sources and tokens at odd positions are targets.
+    Every source proposes to merge into its most similar target; the r proposals of the highest score are carried out,
+    any number of them into one target:
+
+        ``score(i → j) = cos(metric_i, metric_j) − guide_weight · guide_i``
+
+    Ties go to the lowest position, among targets and among sources. Without a guide these are the pairs of ToMe (Bolya
+    et al., "Token Merging: Your ViT But Faster", ICLR 2023, section 3), in ToMe's output order; ToMe leaves ties open.
+
+    Args:
+        metric: ``[B, N, D]``, floating point, N and D ≥ 1; commonly the attention keys averaged over heads.
+        r: how many tokens to remove per sample, ≥ 0; clamped to ``(N − prefix_tokens) // 2``, the number of pairs.
+        size: ``[B, N]`` sizes of the tokens, the default of `MergePlan.merge`. They do not influence the matching.
+        guide: ``[B, N]``, floating point: the higher it is, the later a token merges away, for example a rank of
+            importance in [0, 1] or `token_energy`. Values at targets and at prefix tokens are not read. NaN and +inf
+            merge last, −inf first.
+        guide_weight: factor of the guide; 0 switches it off.
+        prefix_tokens: leading class and register tokens, 0 to N, that are neither sources nor targets.
+        mask: ``[B, N]`` bool, True for real tokens. A masked token is neither source nor target and moves to the end of
+            the output. A sample with fewer than r possible merges carries out those it has and drops padding for
+            the rest, so every sample shrinks by r; `MergePlan.mask` says which output tokens are real, and pass
+            it to the next `merge_plan`. A masked prefix token stays in its place.
+
+    Returns:
+        The plan. No gradient flows to metric or guide: a choice has none.
+
+    Cosines are summed in float64, whatever the dtype of the metric and autocast, then compared in float32, so that
+    tokens which differ by less than its rounding tie. A vector of zeros, or one with an infinite or NaN element,
+    has cosine 0 with all others. Memory: a temporary ``[B, N/2, N/2]`` of scores; the plan keeps about 16·B·N bytes.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
+    """
+    check_tokens("metric", metric)
+    batch, tokens, _ = metric.shape
+    check_integer("r", r, minimum=0)
+    if size is not None:
+        check_size(size, (batch, tokens), "metric", metric)
+        size = size.to(torch.float32)
+    if guide is not None:
+        check_tensor("guide", guide, layout="[B, N]")
+        check_shape("guide", guide, (batch, tokens), "[B, N]")
+        check_same_device("guide", guide, "metric", metric)
+    check_number("guide_weight", guide_weight)
+    check_integer("prefix_tokens", prefix_tokens, minimum=0, maximum=tokens)
+    if mask is not None:
+        check_tensor("mask", mask, layout="[B, N]", dtypes=(torch.bool,))
+        check_shape("mask", mask, (batch, tokens), "[B, N]")
+        check_same_device("mask", mask, "metric", metric)
+    with torch.no_grad():
+        matching = reference.match(
+            metric, r, guide=guide, guide_weight=guide_weight, prefix_tokens=prefix_tokens, mask=mask
+        )
+    return MergePlan(
+        assignment=matching.assignment,
+        kept=matching.kept,
+        removed=matching.removed,
+        prefix_tokens=prefix_tokens,
+        mask=matching.mask,
+        dropped=matching.dropped,
+        size=size,
+    )
+
+
+def merge_tokens(
+    x: Tensor,
+    metric: Tensor,
+    r: int,
+    *,
+    size: Tensor | None = None,
+    guide: Tensor | None = None,
+    guide_weight: float = 1.0,
+    prefix_tokens: int = 1,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, MergePlan]:
+    """Plan and merge in one call: ``(merged [B, N', C], size [B, N'] float32, plan)``.
+
+    ``x`` is ``[B, N, C]``; everything else is as in `merge_plan`, the merging as in `MergePlan.merge`.
+    """
+    check_tokens("x", x)
+    check_tokens("metric", metric)
+    check_shape("metric", metric, (x.shape[0], x.shape[1], metric.shape[2]), "[B, N, D] with B, N of x")
+    check_same_device("metric", metric, "x", x)
+    plan = merge_plan(
+        metric, r, size=size, guide=guide, guide_weight=guide_weight, prefix_tokens=prefix_tokens, mask=mask
+    )
+    merged, merged_size = plan.merge(x)
+    return merged, merged_size, plan
+
+
+def check_size(size: object, shape: Any, other_name: str, other: Tensor) -> None:
+    """Raise unless ``size`` is a ``[B, N]`` of counts that nobody expects a gradient for."""
+    counts = check_tensor("size", size, layout="[B, N]", dtypes=COUNTS)
+    check_shape("size", counts, shape, "[B, N]")
+    check_same_device("size", counts, other_name, other)
+    if counts.requires_grad:
+        raise ValueError("size: expected counts without gradient, got a tensor that requires one; pass size.detach()")
+
+
+# The arguments are spelled out because torch.compile counts them.
+class _Combine(torch.autograd.Function):
+    """`reference.combine`, whose gradient is one gather instead of the chain of autograd's."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        assignment: Tensor,
+        kept: Tensor,
+        removed: Tensor,
+        mask: Tensor | None,
+        dropped: Tensor | None,
+    ) -> Tensor:
+        return reference.combine(x, weight, reference.Matching(assignment, kept, removed, mask, dropped))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *matching = ctx.saved_tensors
+        return reference.spread(grad, weight, reference.Matching(*matching)), None, None, None, None, None, None
+
+
+class _Spread(torch.autograd.Function):
+    """`reference.spread` without weights; its gradient adds in a fixed order on every device."""
+
+    @staticmethod
+    def forward(
+        y: Tensor, assignment: Tensor, kept: Tensor, removed: Tensor, mask: Tensor | None, dropped: Tensor | None
+    ) -> Tensor:
+        return reference.spread(y, None, reference.Matching(assignment, kept, removed, mask, dropped))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return reference.combine(grad, None, reference.Matching(*ctx.saved_tensors)), None, None, None, None, None

@@ -1,0 +1,190 @@
+"""Bipartite soft matching and size-weighted merging of tokens in plain PyTorch: the definition of right.
+
+The matching follows "Token Merging: Your ViT But Faster" (Bolya et al., ICLR 2023, section 3): tokens at even
+positions are sources, tokens at odd positions are targets, every source proposes its most similar target, and the r
+proposals with the highest scores are carried out. A matching is stored as row numbers, never as a matrix, so that
+merging reads and writes every row once and the gradient of merging is a gather.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlip_kernels.reference.merging.weighted_mean import accumulation_dtype
+
+
+class Matching(NamedTuple):
+    """Which input rows an output of N' = N − r rows is made of. Every input row is either kept or removed."""
+
+    assignment: Tensor
+    """``[B, N]`` int64: the output row of every input row."""
+    kept: Tensor
+    """``[B, N']`` int64: the input row that every output row starts from."""
+    removed: Tensor
+    """``[B, r]`` int64: the input rows that start no output row: dropped padding, then merged ones, each ascending."""
+    mask: Tensor | None
+    """``[B, N']`` bool, True where the output row is real; None if every row is."""
+    dropped: Tensor | None
+    """``[B, N]`` bool, True for masked input rows that found no output row; None if no row was masked."""
+
+
+def match(
+    metric: Tensor,
+    r: int,
+    *,
+    guide: Tensor | None = None,
+    guide_weight: float = 1.0,
+    prefix_tokens: int = 1,
+    mask: Tensor | None = None,
+) -> Matching:
+    """Pair the r best sources of ``metric [B, N, D]`` with their targets; see `mlip_kernels.merge_plan`."""
+    batch, tokens, _ = metric.shape
+    r = min(r, max(tokens - prefix_tokens, 0) // 2)
+    rows = torch.arange(tokens, device=metric.device).expand(batch, tokens)
+    if r == 0:
+        rows = rows.contiguous()
+        return Matching(rows, rows, rows[:, :0], mask, None if mask is None else torch.zeros_like(mask))
+
+    sources = slice(prefix_tokens + prefix_tokens % 2, None, 2)
+    targets = slice(prefix_tokens + 1 - prefix_tokens % 2, None, 2)
+    similarity, best = _best_targets(metric, sources, targets, mask)
+    chosen = _best_sources(similarity, r, None if guide is None else guide[:, sources], guide_weight)
+
+    # A stable sort by what becomes of each row yields the whole output order at once.
+    fate = torch.zeros_like(rows)
+    fate[:, sources] = torch.where(chosen, 4, 1)
+    fate[:, targets] = 2
+    if mask is not None:
+        fate[:, prefix_tokens:].masked_fill_(~mask[:, prefix_tokens:], 3)
+    order = fate.argsort(dim=1, stable=True)
+    assignment = torch.empty_like(rows, memory_format=torch.contiguous_format).scatter_(1, order, rows)
+    assignment[:, sources] = torch.where(chosen, assignment[:, targets].gather(1, best), assignment[:, sources])
+
+    kept, removed = order[:, : tokens - r].contiguous(), order[:, tokens - r :].contiguous()
+    if mask is None:
+        return Matching(assignment, kept, removed, None, None)
+    dropped = assignment >= tokens - r
+    return Matching(assignment.clamp_(max=tokens - r - 1), kept, removed, mask.gather(1, kept), dropped)
+
+
+def _best_targets(metric: Tensor, sources: slice, targets: slice, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cosine similarity ``[B, S]`` of every source to its best target, −inf where no pair is allowed, and its number.
+
+    The products are summed in float64 and compared in float32: matrix libraries sum the columns of one product in
+    different orders, and only a rounding to fewer bits makes equal tokens tie again on every machine. Float64 is also
+    exempt from autocast and from TF32.
+    """
+    exact = torch.float32 if metric.device.type == "mps" else torch.float64
+    if metric.dtype == exact:
+        # The squares of huge or tiny values would leave the range; those of a narrower dtype cannot.
+        largest = metric.abs().amax(-1, keepdim=True)
+        metric = metric / torch.where(largest > 0, largest, 1)
+    metric = metric.to(exact)
+    norm = torch.linalg.vector_norm(metric, dim=-1, keepdim=True)
+    metric = metric / torch.where(norm > 0, norm, 1)
+    cosine = torch.matmul(metric[:, sources], metric[:, targets].transpose(1, 2)).float()
+    # NaN comes from vectors that are not finite, and from nothing else.
+    cosine = cosine.nan_to_num(nan=0.0)
+    if mask is not None:
+        cosine = cosine.masked_fill(~(mask[:, sources, None] & mask[:, None, targets]), -torch.inf)
+    return cosine.max(dim=-1)
+
+
+def _best_sources(similarity: Tensor, r: int, guide: Tensor | None, guide_weight: float) -> Tensor:
+    """``[B, S]`` bool: the r sources with the highest ``similarity − guide_weight · guide``, those at −inf excepted."""
+    score = similarity
+    if guide is not None and guide_weight != 0:
+        exact = torch.float32 if guide.device.type == "mps" else torch.float64
+        penalty = (guide.to(exact) * guide_weight).nan_to_num(nan=torch.finfo(exact).max)
+        score = torch.where(similarity == -torch.inf, -torch.inf, similarity.to(exact) - penalty)
+    ranked, order = score.sort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order[:, :r], ranked[:, :r] > -torch.inf)
+
+
+def merge(x: Tensor, size: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
+    """Size-weighted mean of the rows of ``x [B, N, C]`` that share an output row, and the sizes ``[B, N']``."""
+    merged_size, weight = merged_sizes(size, matching, accumulation_dtype(x.dtype))
+    return combine(x, weight, matching), merged_size
+
+
+def unmerge(y: Tensor, matching: Matching) -> Tensor:
+    """Copy of its output row of ``y [B, N', C]`` for every input row, 0 for dropped ones: ``[B, N, C]``."""
+    return spread(y, None, matching)
+
+
+def merged_sizes(size: Tensor, matching: Matching, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Sizes ``[B, N']`` after merging, and in ``dtype`` the weight ``[B, N]`` of every input row in its output row.
+
+    Rows that are masked count 0. An output row of size 0 is the row it starts from, unchanged.
+    """
+    kept = size.gather(1, matching.kept)
+    removed = size.gather(1, matching.removed)
+    if matching.mask is not None and matching.dropped is not None:
+        kept = kept.masked_fill(~matching.mask, 0)
+        removed = removed.masked_fill(matching.dropped.gather(1, matching.removed), 0)
+    destination = matching.assignment.gather(1, matching.removed)
+    batch, merged_tokens = kept.shape
+    total = _add_rows(kept.reshape(-1, 1).clone(), flat_rows(destination, merged_tokens), removed.reshape(-1, 1))
+    total = total.view(batch, merged_tokens)
+    divisor = torch.where(total > 0, total, 1).to(dtype)
+    kept_weight = torch.where(total > 0, kept / divisor, 1)
+    removed_weight = removed / divisor.gather(1, destination)
+    weight = kept_weight.new_empty(size.shape).scatter_(1, matching.kept, kept_weight)
+    return total, weight.scatter_(1, matching.removed, removed_weight)
+
+
+def combine(x: Tensor, weight: Tensor | None, matching: Matching) -> Tensor:
+    """Sum the rows of ``x [B, N, C]`` that share an output row, times ``weight [B, N]``: ``[B, N', C]``.
+
+    Half precision is summed in float32. The terms of a row are added in a fixed order: the row it starts from, then
+    the others ascending.
+    """
+    batch, tokens, channels = x.shape
+    merged_tokens = matching.kept.shape[1]
+    rows = x.reshape(batch * tokens, channels)
+    accumulate = accumulation_dtype(x.dtype)
+    kept_rows, removed_rows = flat_rows(matching.kept, tokens), flat_rows(matching.removed, tokens)
+    total = rows.index_select(0, kept_rows).to(accumulate)
+    part = rows.index_select(0, removed_rows).to(accumulate)
+    if weight is not None:
+        weight = weight.to(accumulate).reshape(-1, 1)
+        total = total.mul_(weight.index_select(0, kept_rows))
+        part = part.mul_(weight.index_select(0, removed_rows))
+    if matching.dropped is not None:
+        # Padding may hold NaN, which a weight of 0 would not remove.
+        part = part.masked_fill(matching.dropped.gather(1, matching.removed).reshape(-1, 1), 0)
+    destination = flat_rows(matching.assignment.gather(1, matching.removed), merged_tokens)
+    return _add_rows(total, destination, part).to(x.dtype).view(batch, merged_tokens, channels)
+
+
+def spread(y: Tensor, weight: Tensor | None, matching: Matching) -> Tensor:
+    """Copy to every input row its output row of ``y [B, N', C]``, times ``weight [B, N]``: ``[B, N, C]``.
+
+    The transpose of `combine`, so each is the gradient of the other.
+    """
+    batch, merged_tokens, channels = y.shape
+    assignment = matching.assignment
+    rows = y.reshape(batch * merged_tokens, channels).index_select(0, flat_rows(assignment, merged_tokens))
+    if weight is not None:
+        accumulate = accumulation_dtype(y.dtype)
+        rows = rows.to(accumulate).mul_(weight.to(accumulate).reshape(-1, 1)).to(y.dtype)
+    if matching.dropped is not None:
+        rows = rows.masked_fill(matching.dropped.reshape(-1, 1), 0)
+    return rows.view(batch, assignment.shape[1], channels)
+
+
+def flat_rows(rows: Tensor, tokens: int) -> Tensor:
+    """Row numbers ``[B, K]`` within samples of ``tokens`` rows as row numbers of the flattened batch."""
+    start = torch.arange(rows.shape[0], device=rows.device).unsqueeze(1) * tokens
+    return (rows + start).reshape(-1)
+
+
+def _add_rows(total: Tensor, destination: Tensor, part: Tensor) -> Tensor:
+    """Add every row of ``part`` to its row of ``total``, in place and in order."""
+    if total.is_cuda:
+        # index_add_ uses atomics there, whose order varies; index_put_ sorts first.
+        return total.index_put_((destination,), part, accumulate=True)
+    return total.index_add_(0, destination, part)

@@ -1,0 +1,179 @@
+"""Attention that counts a merged token as often as its size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mlip_kernels.ops.merging import proportional_attention
+from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients, permuted
+
+
+def inputs(dtype=torch.float32, batch=3, heads=2, queries=7, keys=7, width=8, values=8, largest=9):
+    generator = torch.Generator().manual_seed(queries + keys)
+    q = torch.randn(batch, heads, queries, width, generator=generator)
+    k = torch.randn(batch, heads, keys, width, generator=generator)
+    v = torch.randn(batch, heads, keys, values, generator=generator)
+    size = torch.randint(1, largest + 1, (batch, keys), generator=generator).float()
+    return (*(t.to(dtype) for t in (q, k, v)), size)
+
+
+def formula(q, k, v, size, scale=None):
+    """The definition, in the dtype of the inputs."""
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return (scores + size.to(q.dtype).log()[:, None, None, :]).softmax(-1) @ v
+
+
+def repeated(q, k, v, size):
+    """Plain attention over the sequence in which every key stands as often as its size says."""
+    samples = [torch.arange(k.shape[2]).repeat_interleave(counts.long()) for counts in size]
+    pairs = enumerate(samples)
+    return torch.cat(
+        [F.scaled_dot_product_attention(q[b : b + 1], k[b : b + 1, :, n], v[b : b + 1, :, n]) for b, n in pairs]
+    )
+
+
+SHAPES = ({}, {"queries": 3, "keys": 50}, {"values": 5}, {"width": 1, "values": 1})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_as_accurate_as_the_formula_in_values_and_gradients(dtype, shape):
+    q, k, v, size = inputs(dtype, **shape)
+    exact = [t.double() for t in (q, k, v)]
+    assert_as_accurate(proportional_attention(q, k, v, size), formula(q, k, v, size), formula(*exact, size))
+    mine = gradients(lambda *t: proportional_attention(*t, size), (q, k, v))
+    plain = gradients(lambda *t: formula(*t, size), (q, k, v))
+    truth = gradients(lambda *t: formula(*t, size), exact)
+    for one, two, three, name in zip(mine, plain, truth, "qkv", strict=True):
+        assert_as_accurate(one, two, three, name=name)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_formula_in_float64(shape):
+    q, k, v, size = inputs(torch.float64, **shape)
+    assert_close(proportional_attention(q, k, v, size), formula(q, k, v, size))
+    mine = gradients(lambda *t: proportional_attention(*t, size), (q, k, v))
+    truth = gradients(lambda *t: formula(*t, size), (q, k, v))
+    for one, two, name in zip(mine, truth, "qkv", strict=True):
+        assert_close(one, two, name=name)
+
+
+def test_a_single_key_gets_all_attention_whatever_its_size():
+    q, k, v, size = inputs(keys=1)
+    assert_close(proportional_attention(q, k, v, size), v.expand(q.shape), roundings=2)
+
+
+def test_equals_attention_over_the_repeated_sequence():
+    q, k, v, size = inputs(torch.float64)
+    assert_close(proportional_attention(q, k, v, size), repeated(q, k, v, size))
+    assert proportional_attention(q, k, v, size).isfinite().all()
+
+
+def test_sizes_of_one_and_no_sizes_are_plain_attention():
+    q, k, v, size = inputs()
+    plain = F.scaled_dot_product_attention(q, k, v)
+    assert_close(proportional_attention(q, k, v, torch.ones_like(size)), plain, roundings=2)
+    assert_identical(proportional_attention(q, k, v, None), plain)
+    assert_close(proportional_attention(q, k, v, size, scale=0.3), formula(*(t.double() for t in (q, k, v)), size, 0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_counts_beyond_float16_stay_exact_in_half_precision(dtype, autocast):
+    q, k, v, _ = inputs(dtype)
+    size = torch.tensor([1.0, 3.0, 65_504.0, 65_521.0, 100_000.0, 1e6, 7.0]).expand(3, -1)
+    truth = formula(q.double(), k.double(), v.double(), size)
+    # Values for which only the rounding of q, k, v and of the output counts, not that of log size.
+    baseline = formula(q.float(), k.float(), v.float(), size).to(dtype)
+    if autocast:
+        with torch.autocast("cpu", dtype):
+            found = proportional_attention(q.float(), k.float(), v.float(), size)
+    else:
+        found = proportional_attention(q, k, v, size)
+    assert found.dtype == dtype
+    assert_as_accurate(found, baseline, truth)
+
+
+def test_autocast_gives_mixed_inputs_one_dtype_and_leaves_float64_alone():
+    q, k, v, size = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = proportional_attention(q, k.bfloat16(), v, size)
+        double = proportional_attention(q.double(), k.double(), v.double(), size)
+        assert torch.is_autocast_enabled("cpu")
+    assert_identical(mixed, proportional_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), size))
+    assert_identical(double, proportional_attention(q.double(), k.double(), v.double(), size))
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_size_zero_gets_no_attention_and_a_sample_without_keys_gives_zeros(backend):
+    q, k, v, size = inputs()
+    size[0, 2:4] = 0
+    size[1] = 0
+    with sdpa_kernel(backend):
+        found = proportional_attention(q, k, v, size)
+        grads = gradients(lambda *t: proportional_attention(*t, size), (q, k, v))
+    keep = [0, 1, 4, 5, 6]
+    truth = formula(q.double(), k[:, :, keep].double(), v[:, :, keep].double(), size[:, keep])
+    assert_close(found[0], truth[0])
+    assert_close(found[2], formula(q.double(), k.double(), v.double(), size)[2])
+    assert_identical(found[1], torch.zeros_like(found[1]))
+    for grad in grads:
+        assert grad.isfinite().all()
+        assert_identical(grad[1], torch.zeros_like(grad[1]))
+    for grad in grads[1:]:
+        assert_identical(grad[0, :, 2:4], torch.zeros_like(grad[0, :, 2:4]))
+
+
+def test_gradcheck():
+    q, k, v, size = inputs(torch.float64, 2, 1, 3, 4, 2, 2)
+    size[0, 1] = 0
+    leaves = tuple(t.requires_grad_() for t in (q, k, v))
+    assert torch.autograd.gradcheck(lambda *t: proportional_attention(*t, size), leaves)
+
+
+def test_strides_empty_batches_and_integer_sizes():
+    q, k, v, size = inputs()
+    expected = proportional_attention(q, k, v, size)
+    assert_close(proportional_attention(*map(permuted, (q, k, v, size))), expected)
+    assert_identical(proportional_attention(q, k, v, size.long()), expected)
+    assert proportional_attention(q[:0], k[:0], v[:0], size[:0]).shape == (0, 2, 7, 8)
+
+
+def test_dropout_drops():
+    q, k, v, size = inputs(torch.bfloat16)
+    torch.manual_seed(0)
+    assert not torch.equal(proportional_attention(q, k, v, size, dropout_p=0.5), proportional_attention(q, k, v, size))
+    assert_identical(proportional_attention(q, k, v, size, dropout_p=1.0), torch.zeros_like(q))
+
+
+def test_compiles_as_one_graph_also_under_autocast():
+    q, k, v, size = inputs()
+    compiled = torch.compile(proportional_attention, fullgraph=True, backend="aot_eager")
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            assert_identical(compiled(q, k, v, size), proportional_attention(q, k, v, size))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"q": torch.randn(3, 7, 8)}, ValueError, "q"),
+        ({"q": 1}, TypeError, "q"),
+        ({"k": torch.randn(3, 2, 7, 9)}, ValueError, "k"),
+        ({"k": torch.randn(2, 2, 7, 8)}, ValueError, "k"),
+        ({"v": torch.randn(3, 2, 6, 8)}, ValueError, "v"),
+        ({"v": torch.randn(3, 2, 7, 8, dtype=torch.float64)}, TypeError, "v: .*float32"),
+        ({"k": torch.randn(3, 2, 7, 8, device="meta")}, ValueError, "k"),
+        ({"size": torch.ones(3, 7, 1)}, ValueError, "size"),
+        ({"size": torch.ones(3, 6)}, ValueError, "size"),
+        ({"size": torch.ones(3, 7, requires_grad=True)}, ValueError, "size"),
+        ({"size": torch.ones(3, 7, device="meta")}, ValueError, "size"),
+        ({"scale": "small"}, TypeError, "scale"),
+        ({"dropout_p": 1.5}, ValueError, "dropout_p"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, words):
+    q, k, v, size = inputs()
+    with pytest.raises(error, match=f"^{words}"):
+        proportional_attention(**{"q": q, "k": k, "v": v, "size": size, **change})
