@@ -50,25 +50,41 @@ MLIP_INLINE Vector<double> load(const double* from) {
 MLIP_INLINE void store(float* to, Vector<float> v) { std::memcpy(to, &v, sizeof v); }
 MLIP_INLINE void store(double* to, Vector<double> v) { std::memcpy(to, &v, sizeof v); }
 
-// bfloat16 is the upper half of a float; rounding is to nearest even, and NaN stays NaN.
-MLIP_INLINE Vector<float> load(const BFloat16* from) {
+// 16-bit patterns as 32-bit lanes and back; the compiler's own conversion takes detours.
+MLIP_INLINE Bits32 widen_bits(const uint16_t* from) {
+#if MLIP_VECTOR_BYTES == 64
+  return (Bits32)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif MLIP_VECTOR_BYTES == 32
+  return (Bits32)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
   Bits16 half;
   std::memcpy(&half, from, sizeof half);
-  const Bits32 bits = __builtin_convertvector(half, Bits32) << 16;
-  Vector<float> v;
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
+  return __builtin_convertvector(half, Bits32);
+#endif
 }
+
+MLIP_INLINE void narrow_bits(uint16_t* to, Bits32 bits) {
+#if MLIP_VECTOR_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)bits));
+#elif MLIP_VECTOR_BYTES == 32
+  const __m256i packed = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+  const Bits16 half = __builtin_convertvector(bits, Bits16);
+  std::memcpy(to, &half, sizeof half);
+#endif
+}
+
+// bfloat16 is the upper half of a float; rounding is to nearest even, and NaN stays NaN.
+MLIP_INLINE Vector<float> load(const BFloat16* from) { return (Vector<float>)(widen_bits(&from->bits) << 16); }
 
 MLIP_INLINE void store(BFloat16* to, Vector<float> v) {
-  Bits32 bits;
-  std::memcpy(&bits, &v, sizeof bits);
+  const Bits32 bits = (Bits32)v;
   const Bits32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Bits32 is_nan = (Bits32)(v != v);
-  const Bits16 half = __builtin_convertvector((rounded & ~is_nan) | (0x7fc0 & is_nan), Bits16);
-  std::memcpy(to, &half, sizeof half);
+  narrow_bits(&to->bits, v == v ? rounded : Bits32{} + 0x7fc0);
 }
 
+// IEEE half precision.
 #if MLIP_VECTOR_BYTES == 64
 MLIP_INLINE Vector<float> load(const Half* from) {
   return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
@@ -84,49 +100,22 @@ MLIP_INLINE void store(Half* to, Vector<float> v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-// IEEE half precision in integer arithmetic, for processors without conversion instructions.
-MLIP_INLINE float widen(Half value) {
-  const uint32_t sign = uint32_t(value.bits & 0x8000) << 16;
-  const uint32_t exponent = (value.bits >> 10) & 0x1f;
-  const uint32_t mantissa = value.bits & 0x3ff;
-  float magnitude;
-  if (exponent == 0) {
-    magnitude = float(mantissa) * 0x1p-24f;  // zero and subnormal
-  } else {
-    const uint32_t bits = (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (mantissa << 13);
-    std::memcpy(&magnitude, &bits, sizeof bits);
-  }
-  uint32_t bits;
-  std::memcpy(&bits, &magnitude, sizeof bits);
-  bits |= sign;
-  std::memcpy(&magnitude, &bits, sizeof bits);
-  return magnitude;
-}
-
-MLIP_INLINE Half narrow(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
-  bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return Half{uint16_t(sign | 0x7e00)};   // NaN
-  if (bits >= 0x477ff000) return Half{uint16_t(sign | 0x7c00)};  // rounds to infinity
-  if (bits < 0x38800000) {                                       // subnormal: the addition rounds to multiples of 2^-24
-    float magnitude;
-    std::memcpy(&magnitude, &bits, sizeof bits);
-    magnitude += 0.5f;
-    std::memcpy(&bits, &magnitude, sizeof bits);
-    return Half{uint16_t(sign | (bits - 0x3f000000))};
-  }
-  return Half{uint16_t(sign | ((bits + 0xfff + ((bits >> 13) & 1) - 0x38000000) >> 13))};
-}
-
+// In integer arithmetic, for processors without conversion instructions.
 MLIP_INLINE Vector<float> load(const Half* from) {
-  Vector<float> v;
-  for (int i = 0; i < LANES<float>; ++i) v[i] = widen(from[i]);
-  return v;
+  const Bits32 half = widen_bits(&from->bits);
+  const Bits32 normal = ((half & 0x7fff) << 13) + (112 << 23);
+  const Bits32 subnormal = (Bits32)(__builtin_convertvector(half & 0x3ff, Vector<float>) * 0x1p-24f);
+  const Bits32 exponent = half & 0x7c00;
+  const Bits32 magnitude = exponent == 0 ? subnormal : exponent == 0x7c00 ? normal | 0x7f800000 : normal;
+  return (Vector<float>)(magnitude | (half & 0x8000) << 16);
 }
 MLIP_INLINE void store(Half* to, Vector<float> v) {
-  for (int i = 0; i < LANES<float>; ++i) to[i] = narrow(v[i]);
+  const Bits32 sign = ((Bits32)v >> 16) & 0x8000, bits = (Bits32)v & 0x7fffffff;
+  const Bits32 normal = (bits + 0xfff + ((bits >> 13) & 1) - (112 << 23)) >> 13;
+  const Bits32 subnormal = (Bits32)((Vector<float>)bits + 0.5f) - 0x3f000000;  // the addition rounds to 2^-24
+  const Bits32 finite = bits < 0x38800000 ? subnormal : normal;
+  const Bits32 infinite = Bits32{} + 0x7c00, nan = Bits32{} + 0x7e00;
+  narrow_bits(&to->bits, sign | (bits > 0x7f800000 ? nan : bits >= 0x477ff000 ? infinite : finite));
 }
 #endif
 
