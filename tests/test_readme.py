@@ -1,0 +1,43 @@
+"""What the README shows works, and its table says what is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import mlip_kernels
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOT_OPERATORS = {"MergePlan", "use_reference", "keep_rate_schedule", "merge_layers", "merge_schedule", "token_counts"}
+KERNELS = {"CPU C++": "csrc/cpu/*/{}.cpp", "CUDA C++": "csrc/cuda/*/{}.cu", "Triton": "mlip_kernels/triton/*/{}.py"}
+
+
+def table() -> dict[str, dict[str, str]]:
+    """Operator -> column -> cell."""
+    lines = [line for line in README.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    header, rows = cells[0], cells[2:]
+    return {name: dict(zip(header, row, strict=True)) for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+
+
+def test_the_table_lists_every_operator():
+    assert set(table()) == set(mlip_kernels.__all__) - NOT_OPERATORS
+
+
+@pytest.mark.parametrize("column", KERNELS)
+def test_the_table_claims_the_kernels_that_exist(column):
+    for operator, row in table().items():
+        exists = any(ROOT.glob(KERNELS[column].format(operator)))
+        assert (row[column] == "yes") == exists, f"{operator}: {column}"
+
+
+def test_the_example_runs():
+    example = re.search(r"```python\n(import torch.*?)```", README, re.DOTALL).group(1)
+    names: dict[str, object] = {}
+    exec(example, names)  # the README is part of this repository
+    assert names["merged"].shape == (8, 133, 768)
+    assert names["image"].shape == (8, 768)
+    assert names["per_image"].shape == names["per_text"].shape == (8, 8)
+    assert torch.equal(names["size"].sum(1), torch.full((8,), 197.0))
