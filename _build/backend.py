@@ -37,6 +37,8 @@ def installed(name):
 
 def setuptools_backend():
     sys.path[:] = PATH
+    if lacking := missing("setuptools"):  # only where pip was told not to isolate, and so not to fetch it
+        raise RuntimeError(f"mlip_kernels: the build needs {lacking[0]}; pip install --upgrade setuptools")
     import setuptools.build_meta
 
     return setuptools.build_meta

@@ -54,6 +54,8 @@ class Environment:
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
         self.python = folder / "venv" / "bin" / "python"
         if inherit:
+            # an old Python puts an old setuptools into a new environment, in front of the inherited one
+            self.run("-m", "pip", "uninstall", "--quiet", "--yes", "setuptools")
             (self.site() / "inherited.pth").write_text(sysconfig.get_path("purelib"))
 
     def site(self) -> Path:
