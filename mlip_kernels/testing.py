@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,9 @@ def assert_identical(actual: Tensor, expected: Tensor, *, name: str = "") -> Non
         raise AssertionError(f"{name or 'result'}: NaN in different places")
 
 
-def gradients(function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
+def gradients(
+    function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor], seed: int = 0
+) -> list[Tensor]:
     """Gradients of ``inputs`` (floating point only) for a fixed random cotangent on every output."""
     leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
     outputs = function(*leaves)
@@ -104,15 +107,16 @@ def permuted(x: Tensor) -> Tensor:
 def uninitialized_memory_is_nan() -> Iterator[None]:
     """Fill what ``torch.empty`` returns with NaN, so that an element nobody writes is seen."""
     before = torch.are_deterministic_algorithms_enabled()
-    filling = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    filling = settings.fill_uninitialized_memory
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = filling
+        settings.fill_uninitialized_memory = filling
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Attention
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from mlip_kernels.models.config import ImageConfig, MergingConfig
 from mlip_kernels.nn.granularity import three_way_plan
 from mlip_kernels.nn.guidance import class_attention, rank, similarity_to_pooled
-from mlip_kernels.ops.merging import merge_plan, proportional_attention, weighted_mean
+from mlip_kernels.ops.merging import MergePlan, merge_plan, proportional_attention, weighted_mean
 
 PREFIX_TOKENS = 1
 
@@ -118,7 +118,7 @@ class ImageTower(nn.Module):
             companion=companion,
         )
 
-    def _run(self, function: Callable, *arguments: object) -> object:
+    def _run(self, function: Callable[..., Any], *arguments: object) -> Any:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
@@ -131,7 +131,7 @@ class ImageTower(nn.Module):
         size: Tensor | None,
         origin: Tensor,
         companion: Companion,
-    ) -> tuple[Tensor, Tensor, Tensor, Companion]:
+    ) -> tuple[Tensor, Tensor | None, Tensor, Companion]:
         """timm's block with a merge between attention and MLP (where ToMe and EViT put it)."""
         attended, query, keys = attention(
             block.attn, block.norm1(tokens), size if self.merging.proportional_attention else None
@@ -150,7 +150,9 @@ class ImageTower(nn.Module):
                     prefix_tokens=PREFIX_TOKENS,
                 )
             else:
-                plan = three_way_plan(metric, guide, step.shares, prefix_tokens=PREFIX_TOKENS)
+                if guide is None:
+                    raise ValueError("MergingConfig.guide: expected a guide for granularity='three_way', got 'none'")
+                plan = three_way_plan(metric, guide, step.shares, size=size, prefix_tokens=PREFIX_TOKENS)
             companion = merge_companion(companion, plan, size)
             tokens, size = plan.merge(tokens, size)
             origin = plan.track(origin)
@@ -163,10 +165,12 @@ class ImageTower(nn.Module):
         if self.merging.guide in ("spatial", "both"):
             ranks.append(rank(class_attention(query, keys, size)[:, PREFIX_TOKENS:]))
         if self.merging.guide in ("frequency", "both"):
-            if self.merging.frequency_guide == "energy":
+            if companion.energy is not None:
                 ranks.append(rank(companion.energy))
-            else:
+            elif companion.tokens is not None and companion.pooled is not None:
                 ranks.append(rank(similarity_to_pooled(companion.tokens, companion.pooled)))
+            else:
+                raise ValueError(f"companion: expected frequency semantics for guide={self.merging.guide!r}, got none")
         if not ranks:
             return None
         guide = torch.stack(ranks).mean(0)
@@ -202,7 +206,7 @@ def attention(module: nn.Module, tokens: Tensor, size: Tensor | None) -> tuple[T
     return module.proj_drop(module.proj(attended)), query[:, :, 0].detach(), keys.detach()
 
 
-def merge_companion(companion: Companion, plan: object, size: Tensor | None) -> Companion:
+def merge_companion(companion: Companion, plan: MergePlan, size: Tensor | None) -> Companion:
     """Bring the frequency semantics of the patches to the granularity that ``plan`` leaves."""
 
     def merged(patches: Tensor) -> Tensor:

@@ -30,64 +30,29 @@ class MLIPLoss(nn.Module):
     def __init__(self, config: LossConfig, rank: int = 0, world_size: int = 1) -> None:
         super().__init__()
         self.config = config
-        gathered = {"local_loss": True, "gather_with_grad": True, "rank": rank, "world_size": world_size}
-        self.global_term = ClipLoss(**gathered)
+        self.global_term = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size)
         self.token_term = TokenContrastiveLoss(rank=rank, world_size=world_size)
 
     def forward(self, features: MLIPFeatures) -> dict[str, Tensor]:
         """Every term unweighted under its name, and their weighted sum under ``loss``; all are 0-d float32."""
         config = self.config
-        with torch.autocast(features.image.device.type, enabled=False):
-            terms = {"global_spatial": self.global_term(features.image, features.text, features.logit_scale)}
-            if config.frequency_weight > 0:
-                terms["global_frequency"] = self.global_term(
-                    features.image_frequency, features.text_frequency, features.logit_scale_frequency
-                )
+        terms = {}
+        with torch.autocast(features.pairs["global_spatial"].image.device.type, enabled=False):
+            for name, pair in features.pairs.items():
+                terms[name] = self.global_term(pair.image, pair.text, pair.scale)
         total = terms["global_spatial"]
-        if config.frequency_weight > 0:
+        if "global_frequency" in terms:
             total = total + config.frequency_weight * terms["global_frequency"]
-        token_terms = self._token_terms(features)
+        token_terms = {
+            name: self.token_term(
+                pair.image, pair.text, pair.scale, image_weight=pair.image_weight, text_mask=pair.text_mask
+            )
+            for name, pair in features.token_pairs.items()
+        }
         if token_terms:
             total = total + config.token_weight * torch.stack(list(token_terms.values())).mean()
-        if config.consistency_weight > 0:
-            terms["consistency"] = (1 - (features.image * features.image_frequency).sum(-1)).mean()
+        if config.consistency_weight > 0 and features.image_frequency is not None:
+            image = features.pairs["global_spatial"].image
+            terms["consistency"] = (1 - (image * features.image_frequency).sum(-1)).mean()
             total = total + config.consistency_weight * terms["consistency"]
         return {**terms, **token_terms, "loss": total}
-
-    def _token_terms(self, features: MLIPFeatures) -> dict[str, Tensor]:
-        config, terms = self.config, {}
-        if config.token_weight == 0:
-            return terms
-        spatial, frequency = features.image_tokens, features.image_frequency_tokens
-        if config.token_domains == "union":
-            weights = [tokens.weight for tokens in (spatial, frequency)]
-            if all(weight is None for weight in weights):
-                weight = None
-            else:
-                parts = zip((spatial, frequency), weights, strict=True)
-                weight = torch.cat([w if w is not None else p.tokens.new_ones(p.tokens.shape[:2]) for p, w in parts], 1)
-            terms["token_union"] = self.token_term(
-                torch.cat([spatial.tokens, frequency.tokens], dim=1),
-                features.text_tokens,
-                features.logit_scale_tokens,
-                image_weight=weight,
-                text_mask=features.text_mask,
-            )
-            return terms
-        if config.spatial_tokens:
-            terms["token_spatial"] = self.token_term(
-                spatial.tokens,
-                features.text_tokens,
-                features.logit_scale_tokens,
-                image_weight=spatial.weight,
-                text_mask=features.text_mask,
-            )
-        if config.frequency_tokens:
-            terms["token_frequency"] = self.token_term(
-                frequency.tokens,
-                features.text_frequency_tokens,
-                features.logit_scale_frequency_tokens,
-                image_weight=frequency.weight,
-                text_mask=features.text_mask,
-            )
-        return terms

@@ -25,37 +25,41 @@ MAXIMUM_SCALE = 100.0
 """Upper bound of every learned logit scale, as in CLIP."""
 
 
-class TokenFeatures(NamedTuple):
-    """Normalised tokens in the space where images and text are compared token by token."""
+class GlobalPair(NamedTuple):
+    """One feature an image and one a caption, to be contrasted."""
 
-    tokens: Tensor
+    image: Tensor
+    """``[B, embed_dim]``, unit length."""
+    text: Tensor
+    """``[B, embed_dim]``, unit length."""
+    scale: Tensor
+    """0-d, the learned logit scale."""
+
+
+class TokenPair(NamedTuple):
+    """Tokens of images and of captions, to be contrasted by the mean of their maximal similarities."""
+
+    image: Tensor
     """``[B, N, token_dim]``, unit length."""
-    weight: Tensor | None
-    """``[B, N]`` patches that each token stands for, or ``None`` where all count alike."""
+    text: Tensor
+    """``[B, M, token_dim]``, unit length."""
+    scale: Tensor
+    """0-d, the learned logit scale."""
+    image_weight: Tensor | None
+    """``[B, N]`` patches that each image token stands for, or ``None`` where all count alike."""
+    text_mask: Tensor
+    """``[B, M]``, True for text tokens that take part."""
 
 
 class MLIPFeatures(NamedTuple):
-    """All that the loss terms read; a part that no term needs is ``None``."""
+    """All that the loss reads, one entry per contrastive term that the configuration gives a weight."""
 
-    image: Tensor
-    """``[B, embed_dim]`` spatial image feature, unit length."""
-    text: Tensor
-    """``[B, embed_dim]`` text feature, unit length."""
+    pairs: dict[str, GlobalPair]
+    """``global_spatial`` always, ``global_frequency``."""
+    token_pairs: dict[str, TokenPair]
+    """``token_spatial`` and ``token_frequency``, or ``token_union``."""
     image_frequency: Tensor | None
-    """``[B, embed_dim]`` frequency image feature, unit length."""
-    text_frequency: Tensor | None
-    """``[B, embed_dim]`` text feature of the frequency term: ``text`` itself unless text is transformed too."""
-    image_tokens: TokenFeatures | None
-    image_frequency_tokens: TokenFeatures | None
-    text_tokens: Tensor | None
-    """``[B, M, token_dim]``, unit length."""
-    text_frequency_tokens: Tensor | None
-    text_mask: Tensor | None
-    """``[B, M]``, True for text tokens that take part."""
-    logit_scale: Tensor
-    logit_scale_frequency: Tensor | None
-    logit_scale_tokens: Tensor | None
-    logit_scale_frequency_tokens: Tensor | None
+    """``[B, embed_dim]`` frequency image feature, unit length, where a term reads it."""
 
 
 def _learned_scale(temperature: float) -> nn.Parameter:
@@ -237,55 +241,67 @@ class MLIP(nn.Module):
             TypeError: if ``text`` does not hold integers.
         """
         self._check(images, text)
-        config, loss = self.config, self.config.loss
         encoded, frequency_tokens = self.encode_image_tokens(images, step)
         text_feature, text_tokens = self.text(text)
-        mask = self.text_mask(text)
-        text_frequency_feature, text_frequency_tokens = text_feature, text_tokens
+        text_feature, mask = self._unit(text_feature), self.text_mask(text)
+        image_feature = self._unit(self.visual_projection(encoded.feature))
+        pairs = {"global_spatial": GlobalPair(image_feature, text_feature, self.logit_scale.exp())}
+
+        image_frequency, frequency = None, self.config.frequency
+        if frequency_tokens is not None and frequency.representation == "amplitude":
+            frequency_tokens = amplitude_phase(frequency_tokens, grid=self.visual.grid)[0].flatten(1, -2).log1p()
+        frequency_text_feature, frequency_text_tokens = text_feature, text_tokens
         if self.text_frequency_stage is not None:
-            text_frequency_tokens = self.text_frequency_stage(text_tokens * mask[..., None])
-            if loss.frequency_weight > 0:
-                text_frequency_feature = self._pool_text(text_frequency_tokens, mask)
-
-        supervised = frequency_tokens
-        if frequency_tokens is not None and config.frequency.representation == "amplitude":
-            supervised = amplitude_phase(frequency_tokens, grid=self.visual.grid)[0].flatten(1, -2).log1p()
-        weight = encoded.size if loss.weigh_by_size else None
-
-        frequency_feature = image_tokens = image_frequency_tokens = None
-        if loss.frequency_feature:
-            frequency_feature = self._unit(self.frequency_projection(self._pool_frequency(supervised)))
-        if loss.spatial_tokens:
-            image_tokens = TokenFeatures(self._unit_tokens(self.image_token_projection(encoded.tokens)), weight)
-        if loss.frequency_tokens:
-            merged = config.frequency.representation == "tokens"
-            tokens = encoded.companion.tokens if merged else supervised
-            projected = self._unit_tokens(self.frequency_token_projection(tokens))
-            image_frequency_tokens = TokenFeatures(projected, weight if merged else None)
-        text_words = text_frequency_words = None
-        if loss.spatial_tokens or loss.frequency_tokens:
-            text_words = text_frequency_words = self._unit_tokens(self.text_token_projection(text_tokens))
+            frequency_text_tokens = self.text_frequency_stage(text_tokens * mask[..., None])
+        if self.config.loss.frequency_feature and frequency_tokens is not None:
+            image_frequency = self._unit(self.frequency_projection(self._pool_frequency(frequency_tokens)))
+        if self.config.loss.frequency_weight > 0 and image_frequency is not None:
             if self.text_frequency_stage is not None:
-                text_frequency_words = self._unit_tokens(self.text_token_projection(text_frequency_tokens))
-        return MLIPFeatures(
-            image=self._unit(self.visual_projection(encoded.feature)),
-            text=self._unit(text_feature),
-            image_frequency=frequency_feature,
-            text_frequency=self._unit(text_frequency_feature) if loss.frequency_weight > 0 else None,
-            image_tokens=image_tokens,
-            image_frequency_tokens=image_frequency_tokens,
-            text_tokens=text_words,
-            text_frequency_tokens=text_frequency_words if loss.frequency_tokens else None,
-            text_mask=mask,
-            logit_scale=self.logit_scale.exp(),
-            logit_scale_frequency=self._scale("logit_scale_frequency"),
-            logit_scale_tokens=self._scale("logit_scale_tokens"),
-            logit_scale_frequency_tokens=self._scale("logit_scale_frequency_tokens"),
-        )
+                frequency_text_feature = self._pool_text(frequency_text_tokens, mask)
+            scale = self.logit_scale_frequency.exp()
+            pairs["global_frequency"] = GlobalPair(image_frequency, frequency_text_feature, scale)
 
-    def _scale(self, name: str) -> Tensor | None:
-        parameter = getattr(self, name, None)
-        return None if parameter is None else parameter.exp()
+        if frequency.representation == "tokens":
+            frequency_tokens = encoded.companion.tokens
+        token_pairs = self._token_pairs(encoded, frequency_tokens, text_tokens, frequency_text_tokens, mask)
+        return MLIPFeatures(pairs, token_pairs, image_frequency)
+
+    def _token_pairs(
+        self,
+        encoded: ImageTokens,
+        frequency_tokens: Tensor | None,
+        text_tokens: Tensor,
+        frequency_text_tokens: Tensor,
+        mask: Tensor,
+    ) -> dict[str, TokenPair]:
+        """The token-level terms that the configuration asks for."""
+        loss, token_pairs = self.config.loss, {}
+        weight = encoded.size if loss.weigh_by_size else None
+        if loss.spatial_tokens:
+            image = self._unit_tokens(self.image_token_projection(encoded.tokens))
+            text = self._unit_tokens(self.text_token_projection(text_tokens))
+            token_pairs["token_spatial"] = TokenPair(image, text, self.logit_scale_tokens.exp(), weight, mask)
+        if loss.frequency_tokens and frequency_tokens is not None:
+            # Amplitudes are of the full grid: only tokens after the inverse transform are merged with the patches.
+            weight = weight if self.config.frequency.representation == "tokens" else None
+            image = self._unit_tokens(self.frequency_token_projection(frequency_tokens))
+            if loss.token_domains == "union":
+                return {"token_union": self._union(token_pairs["token_spatial"], image, weight)}
+            text = self._unit_tokens(self.text_token_projection(frequency_text_tokens))
+            scale = self.logit_scale_frequency_tokens.exp()
+            token_pairs["token_frequency"] = TokenPair(image, text, scale, weight, mask)
+        return token_pairs
+
+    @staticmethod
+    def _union(spatial: TokenPair, frequency: Tensor, frequency_weight: Tensor | None) -> TokenPair:
+        """The tokens of both domains side by side, each image's frequency tokens after its spatial ones."""
+        weights = [
+            tokens.new_ones(tokens.shape[:2], dtype=torch.float32) if weight is None else weight
+            for tokens, weight in ((spatial.image, spatial.image_weight), (frequency, frequency_weight))
+        ]
+        return spatial._replace(
+            image=torch.cat([spatial.image, frequency], dim=1), image_weight=torch.cat(weights, dim=1)
+        )
 
     @staticmethod
     def _unit(feature: Tensor) -> Tensor:
@@ -299,7 +315,7 @@ class MLIP(nn.Module):
     def _pool_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Mean of the frequency-filtered text tokens in the embedding space of the text tower."""
         mean = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-        return self.text.ln_final(mean) @ self.text.text_projection
+        return self._unit(self.text.ln_final(mean) @ self.text.text_projection)
 
     def _check(self, images: Tensor, text: Tensor) -> None:
         side = self.config.image.image_size

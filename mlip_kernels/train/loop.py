@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -238,29 +238,40 @@ class Run:
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
         """Finish the current step and checkpoint when asked to stop; a second signal stops at once."""
-        handlers = {}
+        handlers: dict[int, Any] = {}
 
         def stop(number: int, _frame: object) -> None:
             self.interrupted = True
             signal.signal(number, handlers[number])
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers[number] = signal.signal(number, stop)
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            handlers[signal_number] = signal.signal(signal_number, stop)
         try:
             yield
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            for signal_number, handler in handlers.items():
+                signal.signal(signal_number, handler)
 
 
-MAY_CHANGE = ("output", "resume", "overwrite", "workers", "cache_dir", "device", "log_every", "evaluate_every")
-MAY_CHANGE += ("checkpoint_every", "keep_checkpoints", "operators")
+MAY_CHANGE = {
+    "checkpoint_every",
+    "cache_dir",
+    "device",
+    "evaluate_every",
+    "keep_checkpoints",
+    "log_every",
+    "operators",
+    "output",
+    "overwrite",
+    "resume",
+    "workers",
+}
 """Options that a resumed run may give anew, since they do not change what is computed."""
 
 
 def _changed(saved: dict, now: dict) -> str:
     names = [field.name for field in dataclasses.fields(TrainConfig)]
-    listed = [name for name in names if name not in (*MAY_CHANGE, "model")]
+    listed = [name for name in names if name not in MAY_CHANGE | {"model"}]
 
     def plain(value: object) -> object:
         return list(value) if isinstance(value, tuple) else value

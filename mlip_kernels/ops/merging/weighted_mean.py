@@ -37,9 +37,10 @@ def weighted_mean(x: Tensor, weight: Tensor | None = None, *, prefix_tokens: int
         * Negative weights are used as they are; the mean then may lie outside the range of the tokens, and weights
           that cancel to 0 fall under the rule above. Infinite weights give NaN.
 
-    Gradients: ``dx_n = w_n g / W`` and ``dw_n = <g, x_n - y> / W``, 0 for prefix tokens. Saved for backward: ``weight``,
-    the totals ``W`` (4 bytes per row), and ``x`` only if ``weight`` needs a gradient. The second derivative raises
-    RuntimeError (`mlip_kernels.use_reference` computes it). Bitwise the same for any number of threads.
+    Gradients: ``dx_n = w_n g / W`` and ``dw_n = <g, x_n - y> / W``, 0 for prefix tokens. Saved for backward:
+    ``weight``, the totals ``W`` (4 bytes per row), and ``x`` only if ``weight`` needs a gradient. The second
+    derivative raises RuntimeError (`mlip_kernels.use_reference` computes it). Bitwise the same for any number of
+    threads.
 
     Raises:
         TypeError: an argument is no tensor or has a wrong dtype.
