@@ -13,6 +13,7 @@ import hashlib
 import math
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,13 +245,15 @@ class Run:
             self.interrupted = True
             signal.signal(number, handlers[number])
 
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
+        # Python delivers signals to the main thread, and refuses handlers from any other.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        for signal_number in (signal.SIGINT, signal.SIGTERM) if in_main_thread else ():
             handlers[signal_number] = signal.signal(signal_number, stop)
         try:
             yield
         finally:
-            for signal_number, handler in handlers.items():
-                signal.signal(signal_number, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 MAY_CHANGE = {
