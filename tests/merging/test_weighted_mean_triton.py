@@ -29,14 +29,14 @@ def compile_for(kernel, architecture, pointers, constants):
 def variants(element):
     x, f = f"*{element}", "*fp32"
     sums = {"x": x, "weight": f, "mean": x, "total": f}
-    yield kernels.sums_kernel, sums, {"HAS_WEIGHT": True, "SPLIT": False, **BLOCKS}
-    yield kernels.sums_kernel, {**sums, "mean": f}, {"HAS_WEIGHT": False, "SPLIT": True, **BLOCKS}
+    yield kernels.weighted_mean_sums_forward_kernel, sums, {"HAS_WEIGHT": True, "SPLIT": False, **BLOCKS}
+    yield kernels.weighted_mean_sums_forward_kernel, {**sums, "mean": f}, {"HAS_WEIGHT": False, "SPLIT": True, **BLOCKS}
     finish = {"partial": f, "partial_total": f, "mean": x, "total": f}
-    yield kernels.finish_kernel, finish, {"BLOCK_D": kernels.BLOCK_D}
+    yield kernels.weighted_mean_finish_forward_kernel, finish, {"BLOCK_D": kernels.BLOCK_D}
     backward = {"grad": x, "weight": f, "total": f, "grad_x": x}
-    yield kernels.backward_kernel, backward, {"HAS_WEIGHT": True, **BLOCKS}
-    yield kernels.products_kernel, {"grad": x, "x": x, "weight": f, "grad_weight": f}, BLOCKS
-    yield kernels.centre_kernel, {"weight": f, "total": f, "grad_weight": f}, {"BLOCK_N": 256}
+    yield kernels.weighted_mean_backward_kernel, backward, {"HAS_WEIGHT": True, **BLOCKS}
+    yield kernels.weighted_mean_products_backward_kernel, {"grad": x, "x": x, "weight": f, "grad_weight": f}, BLOCKS
+    yield kernels.weighted_mean_centre_backward_kernel, {"weight": f, "total": f, "grad_weight": f}, {"BLOCK_N": 256}
 
 
 @pytest.mark.parametrize("architecture", [80, 90])

@@ -41,7 +41,7 @@ __device__ inline float weight_of(const WeightedMean& p, int64_t b, int64_t n) {
 __device__ inline float ratio(float a, float total) { return total == 0.0f ? 0.0f : a / total; }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(THREADS) weighted_mean_sums(const WeightedMean p) {
+__global__ void __launch_bounds__(THREADS) weighted_mean_sums_forward_kernel(const WeightedMean p) {
   const int64_t column_blocks = ceil_div(p.channels, WARP * V);
   const int64_t b = blockIdx.x / column_blocks;
   const int64_t first_channel = blockIdx.x % column_blocks * (WARP * V);
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(THREADS) weighted_mean_sums(const WeightedMean
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS) weighted_mean_finish(const WeightedMean p) {
+__global__ void __launch_bounds__(THREADS) weighted_mean_finish_forward_kernel(const WeightedMean p) {
   const int64_t i = blockIdx.x * int64_t(THREADS) + threadIdx.x;
   if (i >= p.batch * p.channels) return;
   const int64_t b = i / p.channels;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(THREADS) weighted_mean_finish(const WeightedMe
 }
 
 template <typename T, int V>
-__global__ void __launch_bounds__(THREADS) weighted_mean_backward(const WeightedMean p) {
+__global__ void __launch_bounds__(THREADS) weighted_mean_backward_kernel(const WeightedMean p) {
   for (int64_t row = blockIdx.x * int64_t(WARPS) + threadIdx.y; row < p.batch * p.tokens;
        row += int64_t(gridDim.x) * WARPS) {
     const int64_t b = row / p.tokens, n = row % p.tokens;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(THREADS) weighted_mean_backward(const Weighted
 
 // grad_weight = <g_b, x_bn>; where the weight is 0, what is not finite in x counts as 0.
 template <typename T, int V>
-__global__ void __launch_bounds__(THREADS) weighted_mean_products(const WeightedMean p) {
+__global__ void __launch_bounds__(THREADS) weighted_mean_products_backward_kernel(const WeightedMean p) {
   for (int64_t row = blockIdx.x * int64_t(WARPS) + threadIdx.y; row < p.batch * p.tokens;
        row += int64_t(gridDim.x) * WARPS) {
     const int64_t b = row / p.tokens, n = row % p.tokens;
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(THREADS) weighted_mean_products(const Weighted
   }
 }
 
-__global__ void __launch_bounds__(THREADS) weighted_mean_centre(const WeightedMean p) {
+__global__ void __launch_bounds__(THREADS) weighted_mean_centre_backward_kernel(const WeightedMean p) {
   const int64_t b = blockIdx.x;
   const float total = p.known_total[b];
   float* product = p.grad_weight + b * p.tokens;
@@ -182,24 +182,24 @@ dim3 block(const Launch& launch) { return dim3(unsigned(launch.block_x), unsigne
 template <typename T, int V>
 void forward(const WeightedMean& p, cudaStream_t stream) {
   const Launch sums = weighted_mean_sums_launch(p);
-  weighted_mean_sums<T, V><<<grid(sums), block(sums), 0, stream>>>(p);
+  weighted_mean_sums_forward_kernel<T, V><<<grid(sums), block(sums), 0, stream>>>(p);
   if (p.splits == 1) return;
   const Launch finish = weighted_mean_finish_launch(p);
-  weighted_mean_finish<T><<<grid(finish), block(finish), 0, stream>>>(p);
+  weighted_mean_finish_forward_kernel<T><<<grid(finish), block(finish), 0, stream>>>(p);
 }
 
 template <typename T, int V>
 void backward(const WeightedMean& p, cudaStream_t stream) {
   const Launch rows = weighted_mean_rows_launch(p);
-  weighted_mean_backward<T, V><<<grid(rows), block(rows), 0, stream>>>(p);
+  weighted_mean_backward_kernel<T, V><<<grid(rows), block(rows), 0, stream>>>(p);
 }
 
 template <typename T, int V>
 void backward_weight(const WeightedMean& p, cudaStream_t stream) {
   const Launch rows = weighted_mean_rows_launch(p);
-  weighted_mean_products<T, V><<<grid(rows), block(rows), 0, stream>>>(p);
+  weighted_mean_products_backward_kernel<T, V><<<grid(rows), block(rows), 0, stream>>>(p);
   const Launch centre = weighted_mean_centre_launch(p);
-  weighted_mean_centre<<<grid(centre), block(centre), 0, stream>>>(p);
+  weighted_mean_centre_backward_kernel<<<grid(centre), block(centre), 0, stream>>>(p);
 }
 
 }  // namespace

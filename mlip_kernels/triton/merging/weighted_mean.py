@@ -63,7 +63,7 @@ def _weights(weight, batch, rows, N, mask, HAS_WEIGHT: tl.constexpr):
 
 
 @triton.jit
-def sums_kernel(
+def weighted_mean_sums_forward_kernel(
     x,  # [B, N, D], unit stride in D
     weight,  # [B, N], or anything if not HAS_WEIGHT
     mean,  # [B, D], or float32 [splits, B, D] if SPLIT
@@ -112,7 +112,7 @@ def sums_kernel(
 
 
 @triton.jit
-def finish_kernel(
+def weighted_mean_finish_forward_kernel(
     partial,  # [splits, B, D]
     partial_total,  # [splits, B]
     mean,  # [B, D]
@@ -137,7 +137,7 @@ def finish_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def weighted_mean_backward_kernel(
     grad,  # [B, D]
     weight,  # [B, N], or anything if not HAS_WEIGHT
     total,  # [B]
@@ -164,7 +164,7 @@ def backward_kernel(
 
 
 @triton.jit
-def products_kernel(
+def weighted_mean_products_backward_kernel(
     grad,  # [B, D]
     x,  # [B, N, D], unit stride in D
     weight,  # [B, N]
@@ -197,7 +197,7 @@ def products_kernel(
 
 
 @triton.jit
-def centre_kernel(
+def weighted_mean_centre_backward_kernel(
     weight,  # [B, N]
     total,  # [B]
     grad_weight,  # [B, N]: products on entry, <g_b, x_bn - y_b> / W_b on return
@@ -234,7 +234,7 @@ def forward(x: Tensor, weight: Tensor | None, prefix_tokens: int) -> tuple[Tenso
     many = split.splits > 1
     sums = x.new_empty(split.splits, batch, channels, dtype=torch.float32) if many else mean
     weights = x.new_empty(split.splits, batch, dtype=torch.float32) if many else total
-    sums_kernel[split.sums](
+    weighted_mean_sums_forward_kernel[split.sums](
         x,
         x if weight is None else weight,
         sums,
@@ -252,7 +252,9 @@ def forward(x: Tensor, weight: Tensor | None, prefix_tokens: int) -> tuple[Tenso
         num_warps=NUM_WARPS,
     )
     if many:
-        finish_kernel[split.finish](sums, weights, mean, total, batch, channels, split.splits, BLOCK_D=BLOCK_D)
+        weighted_mean_finish_forward_kernel[split.finish](
+            sums, weights, mean, total, batch, channels, split.splits, BLOCK_D=BLOCK_D
+        )
     return mean, total
 
 
@@ -263,7 +265,7 @@ def backward(grad: Tensor, weight: Tensor | None, total: Tensor, tokens: int, pr
     if batch == 0:
         return grad_x
     grad, weight = grad.contiguous(), None if weight is None else weight.contiguous()
-    backward_kernel[plan(batch, tokens, channels, prefix_tokens).rows](
+    weighted_mean_backward_kernel[plan(batch, tokens, channels, prefix_tokens).rows](
         grad,
         grad if weight is None else weight,
         total,
@@ -287,7 +289,7 @@ def backward_weight(grad: Tensor, x: Tensor, weight: Tensor, total: Tensor, pref
         return grad_weight
     grad, weight, x = grad.contiguous(), weight.contiguous(), _with_unit_stride(x)
     split = plan(batch, tokens, channels, prefix_tokens)
-    products_kernel[split.rows](
+    weighted_mean_products_backward_kernel[split.rows](
         grad,
         x,
         weight,
@@ -301,7 +303,7 @@ def backward_weight(grad: Tensor, x: Tensor, weight: Tensor, total: Tensor, pref
         BLOCK_D=BLOCK_D,
         num_warps=NUM_WARPS,
     )
-    centre_kernel[split.centre](weight, total, grad_weight, tokens, prefix_tokens, BLOCK_N=256)
+    weighted_mean_centre_backward_kernel[split.centre](weight, total, grad_weight, tokens, prefix_tokens, BLOCK_N=256)
     return grad_weight
 
 
