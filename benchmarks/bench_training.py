@@ -17,8 +17,8 @@ from conftest import DEVICE, synchronize, take_turns
 from mlip_kernels.models import MLIP, MLIPConfig, MLIPLoss
 from mlip_kernels.train.config import SMALL
 
-PAIRS = 8
-ROUNDS = 4
+PAIRS = 16
+ROUNDS = 3
 
 MERGED = dataclasses.replace(
     SMALL,
