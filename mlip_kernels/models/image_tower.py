@@ -153,8 +153,8 @@ class ImageTower(nn.Module):
                 if guide is None:
                     raise ValueError("MergingConfig.guide: expected a guide for granularity='three_way', got 'none'")
                 plan = three_way_plan(metric, guide, step.shares, size=size, prefix_tokens=PREFIX_TOKENS)
-            companion = merge_companion(companion, plan, size)
-            tokens, size = plan.merge(tokens, size)
+            companion = merge_companion(companion, plan)
+            tokens, size = plan.merge(tokens)
             origin = plan.track(origin)
         tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
         return tokens, size, origin, companion
@@ -206,12 +206,12 @@ def attention(module: nn.Module, tokens: Tensor, size: Tensor | None) -> tuple[T
     return module.proj_drop(module.proj(attended)), query[:, :, 0].detach(), keys.detach()
 
 
-def merge_companion(companion: Companion, plan: MergePlan, size: Tensor | None) -> Companion:
+def merge_companion(companion: Companion, plan: MergePlan) -> Companion:
     """Bring the frequency semantics of the patches to the granularity that ``plan`` leaves."""
 
     def merged(patches: Tensor) -> Tensor:
         padded = nn.functional.pad(patches, (0, 0, PREFIX_TOKENS, 0))
-        return plan.merge(padded, size)[0][:, PREFIX_TOKENS:]
+        return plan.merge(padded)[0][:, PREFIX_TOKENS:]
 
     return Companion(
         tokens=None if companion.tokens is None else merged(companion.tokens),
