@@ -16,7 +16,8 @@ KERNELS = {"CPU C++": "csrc/cpu/*/{}.cpp", "CUDA C++": "csrc/cuda/*/{}.cu", "Tri
 
 def table() -> dict[str, dict[str, str]]:
     """Operator -> column -> cell."""
-    lines = [line for line in README.splitlines() if line.startswith("|")]
+    section = README.partition("## What is there\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     header, rows = cells[0], cells[2:]
     return {name: dict(zip(header, row, strict=True)) for row in rows for name in re.findall(r"`(\w+)`", row[0])}
