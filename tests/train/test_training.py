@@ -109,6 +109,14 @@ def test_a_killed_run_continues_bit_for_bit(tiny, tmp_path):
     assert losses(killed.output) == losses(tiny.output)
 
 
+def test_rows_that_a_lost_run_logged_after_its_checkpoint_are_written_anew(tiny):
+    train(tiny)
+    expected = losses(tiny.output)
+    checkpoint.checkpoints(Path(tiny.output) / "checkpoints")[-1].unlink()
+    train(dataclasses.replace(tiny, resume=True))
+    assert losses(tiny.output) == expected
+
+
 def test_gradient_checkpointing_changes_memory_only(tiny, tmp_path):
     plain = dataclasses.replace(tiny, precision="float32", steps=2)
     recomputed = dataclasses.replace(plain, gradient_checkpointing=True, output=str(tmp_path / "recomputed"))
