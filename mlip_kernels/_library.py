@@ -179,7 +179,8 @@ def _warn_if_slow(part: str) -> None:
     _warned.add(part)
     warnings.warn(
         f"mlip_kernels: no compiled {part.upper()} kernels ({LOADED[part]}); the slower PyTorch reference runs instead."
-        f" To build them, {REMEDY[part]} and reinstall: pip install --force-reinstall --no-deps mlip_kernels."
+        f" To build them, {REMEDY[part]} and install again, in the source folder:"
+        " pip install --force-reinstall --no-deps ."
         " Details: python -m mlip_kernels.env. MLIP_KERNELS_DISABLE_EXT=1 asks for the reference and silences this.",
         stacklevel=4,
     )
