@@ -198,10 +198,8 @@ def attention(module: nn.Module, tokens: Tensor, size: Tensor | None) -> tuple[T
     qkv = module.qkv(tokens).reshape(batch, count, 3, module.num_heads, module.head_dim).permute(2, 0, 3, 1, 4)
     query, keys, values = qkv.unbind(0)
     query, keys = module.q_norm(query), module.k_norm(keys)
-    if size is None:
-        attended = nn.functional.scaled_dot_product_attention(query, keys, values)
-    else:
-        attended = proportional_attention(query, keys, values, size)
+    dropout = module.attn_drop.p if module.training else 0.0
+    attended = proportional_attention(query, keys, values, size, dropout_p=dropout)
     attended = module.norm(attended.transpose(1, 2).reshape(batch, count, module.attn_dim))
     return module.proj_drop(module.proj(attended)), query[:, :, 0].detach(), keys.detach()
 

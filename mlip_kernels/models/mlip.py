@@ -171,18 +171,24 @@ class MLIP(nn.Module):
                 steps[block] = MergeStep(removed=removed, shares=None)
         return steps
 
-    def encode_image_tokens(self, images: Tensor, step: int | None = None) -> tuple[ImageTokens, Tensor | None]:
+    def encode_image_tokens(
+        self, images: Tensor, step: int | None = None, *, supervised: bool = True
+    ) -> tuple[ImageTokens, Tensor | None]:
         """The image tower's tokens, and the frequency tokens of the full grid ``[B, H·W, D]`` (or ``None``).
 
         Args:
             images: ``[B, 3, image_size, image_size]``.
             step: training step, for the warm-up of the keep rate.
+            supervised: compute the frequency tokens for the loss terms, also where the image tower itself does not
+                read them.
         """
         frequency, merging = self.config.frequency, self.config.merging
         embedded = self.visual.embed(images)
         patches = embedded[:, 1:]
         frequency_tokens = pooled = energy = None
-        if self.frequency_stage is not None and self._frequency_needed:
+        feeds_tower = frequency.order == "sequential" or frequency.fusion == "residual"
+        needed = supervised or feeds_tower or merging.needs_frequency_tokens
+        if self.frequency_stage is not None and needed:
             frequency_tokens = self.frequency_norm(self.frequency_stage(patches))
             pooled = self._pool_frequency(frequency_tokens)
             if frequency.order == "sequential":
@@ -195,18 +201,12 @@ class MLIP(nn.Module):
         companion = Companion(tokens=frequency_tokens, pooled=pooled, energy=energy)
         return self.visual(embedded, companion, self.merge_steps(step)), frequency_tokens
 
-    @property
-    def _frequency_needed(self) -> bool:
-        """Training terms need the Frequency Stage; at evaluation only the spatial feature and its guide count."""
-        feeds_tower = self.config.frequency.order == "sequential" or self.config.frequency.fusion == "residual"
-        return self.training or feeds_tower or self.config.merging.needs_frequency_tokens
-
     def _pool_frequency(self, tokens: Tensor) -> Tensor:
         return tokens.mean(1) if self.frequency_pool is None else self.frequency_pool(tokens)
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Global image feature ``[B, embed_dim]`` for retrieval and zero-shot use, as open_clip's method."""
-        feature = self.visual_projection(self.encode_image_tokens(images)[0].feature)
+        feature = self.visual_projection(self.encode_image_tokens(images, supervised=False)[0].feature)
         return F.normalize(feature, dim=-1) if normalize else feature
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:

@@ -95,6 +95,25 @@ def test_switches_are_not_dead():
     assert len(set(losses.values())) == len(losses), losses
 
 
+@pytest.mark.parametrize("name", ["defaults", "spatial guide", "energy guide", "no merging", "sequential"])
+def test_evaluation_mode_has_every_term_of_training(name):
+    config = changed(**SWITCHES[name])
+    model, loss = MLIP(config), MLIPLoss(config.loss)
+    training = loss(model(*batch()))
+    evaluation = loss(model.eval()(*batch()))
+    assert training.keys() == evaluation.keys()
+    for term, value in training.items():
+        assert_close(evaluation[term].detach(), value.detach(), name=term)
+
+
+@pytest.mark.parametrize("name", ["defaults", "spatial guide", "sequential"])
+def test_the_encoded_image_is_the_feature_of_the_loss(name):
+    model = MLIP(changed(**SWITCHES[name])).eval()
+    images, text = batch()
+    assert_close(model.encode_image(images, normalize=True), model(images, text).pairs["global_spatial"].image)
+    assert_close(model.encode_text(text, normalize=True), model(images, text).pairs["global_spatial"].text)
+
+
 def test_the_total_is_the_weighted_sum_of_its_terms():
     config = changed(loss={"frequency_weight": 0.3, "token_weight": 0.7, "consistency_weight": 0.2})
     terms = MLIPLoss(config.loss)(MLIP(config)(*batch()))
