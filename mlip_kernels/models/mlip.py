@@ -275,8 +275,10 @@ class MLIP(nn.Module):
         mask: Tensor,
     ) -> dict[str, TokenPair]:
         """The token-level terms that the configuration asks for."""
-        loss, token_pairs = self.config.loss, {}
+        loss = self.config.loss
+        token_pairs: dict[str, TokenPair] = {}
         weight = encoded.size if loss.weigh_by_size else None
+        text: Tensor | None = None
         if loss.spatial_tokens:
             image = self._unit_tokens(self.image_token_projection(encoded.tokens))
             text = self._unit_tokens(self.text_token_projection(text_tokens))
@@ -287,7 +289,8 @@ class MLIP(nn.Module):
             image = self._unit_tokens(self.frequency_token_projection(frequency_tokens))
             if loss.token_domains == "union":
                 return {"token_union": self._union(token_pairs["token_spatial"], image, weight)}
-            text = self._unit_tokens(self.text_token_projection(frequency_text_tokens))
+            if text is None or self.text_frequency_stage is not None:
+                text = self._unit_tokens(self.text_token_projection(frequency_text_tokens))
             scale = self.logit_scale_frequency_tokens.exp()
             token_pairs["token_frequency"] = TokenPair(image, text, scale, weight, mask)
         return token_pairs
