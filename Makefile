@@ -13,7 +13,7 @@ VENV ?= .venv
 TORCH ?= torch torchvision
 ARGS ?=
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py _build/backend.py $(shell find csrc -type f)
+SOURCES := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f)
 STYLED := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .PHONY: test train lint format bench clean

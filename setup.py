@@ -11,10 +11,7 @@ at first use and `python -m mlip_kernels.env` repeat it. ENVIRONMENT.md describe
 import importlib.util
 import json
 import os
-import re
 import shlex
-import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -25,107 +22,19 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "_build"))
+import compilers  # noqa: E402
+from compilers import FailedError, LeftOutError  # noqa: E402
+
 ENV = os.environ
-DEBUG = ENV.get("DEBUG") == "1"
 STRICT = ENV.get("MLIP_KERNELS_STRICT") == "1"
-OLDEST_TORCH = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # 2.10: the oldest torch in which the parts load
-ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
 MEMORY_PER_JOB = 2 << 30
 
 
-class LeftOutError(Exception):
-    """Why a part is not built."""
-
-
-class FailedError(LeftOutError):
-    """A part that should have been built and was not: an error under MLIP_KERNELS_STRICT=1."""
-
-
-def run(command: list[str]) -> str:
-    """Run one compiler command; what it complains about becomes the reason."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        output = (done.stderr + done.stdout).strip()
-        print(f"{shlex.join(command)}\n{output}", file=sys.stderr)
-        errors = [line for line in output.splitlines() if re.search("error|fatal", line, re.IGNORECASE)]
-        raise FailedError(f"the build failed: {(errors or [output or 'no message'])[0].strip()[:300]}")
-    return done.stdout
-
-
-def cxx() -> list[str]:
-    """The C++ compiler."""
-    names = shlex.split(ENV.get("CXX", ""))
-    if names:
-        if shutil.which(names[0]) is None:
-            raise FailedError(f"no C++ compiler: CXX={ENV['CXX']} was not found")
-        return names
-    found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-    if found is None:
-        raise FailedError("no C++ compiler (c++, g++ or clang++) was found when the package was built")
-    return [found]
-
-
-def torch_folder() -> Path:
-    """The installed torch; it is looked at, not imported."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.submodule_search_locations:
-        raise FailedError("no torch to build against")
-    return Path(spec.submodule_search_locations[0])
-
-
-def cxx_flags() -> list[str]:
-    optimise = ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
-    warnings = ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]  # GCC 12 warns about its own AVX-512 header
-    language = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", OLDEST_TORCH]
-    includes = [f"-I{HERE / 'csrc'}", f"-I{torch_folder() / 'include'}"]
-    return [*language, *optimise, *warnings, *includes, *shlex.split(ENV.get("CXXFLAGS", ""))]
-
-
 def link(objects: list[Path], libraries: list[str]) -> list[str]:
-    torch_libraries = [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu", "-lc10"]
-    return [
-        *cxx(),
-        "-shared",
-        "-Wl,--as-needed",
-        *([] if DEBUG else ["-s"]),
-        *map(str, objects),
-        *libraries,
-        *torch_libraries,
-    ]
-
-
-def cuda_home() -> Path:
-    """The CUDA toolkit; nvcc itself is asked where it lives, as it may be a wrapper script."""
-    named = ENV.get("CUDA_HOME") or ENV.get("CUDA_PATH")
-    homes = [named] if named else ["/usr/local/cuda"]
-    nvcc = shutil.which("nvcc")
-    if nvcc and not named:
-        dry_run = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
-        homes[:0] = re.findall(r"#\$ TOP=(.+?)\s*$", dry_run.stderr, re.MULTILINE)
-    for home in map(Path, homes):
-        if (home / "bin" / "nvcc").exists():
-            return home.resolve()
-    where = f"in CUDA_HOME={named}" if named else "when the package was built"
-    if ENV.get("FORCE_CUDA") == "1":
-        raise SystemExit(f"mlip_kernels: FORCE_CUDA=1, but no nvcc was found {where}; set CUDA_HOME to a CUDA toolkit")
-    raise LeftOutError(f"no nvcc was found {where}")
-
-
-def gencode(nvcc: str) -> list[str]:
-    """Flags for the architectures of TORCH_CUDA_ARCH_LIST, or for those of the default list that nvcc knows."""
-    wanted = re.split(r"[;,\s]+", ENV.get("TORCH_CUDA_ARCH_LIST", "").strip())
-    if wanted == [""]:
-        known = run([nvcc, "--list-gpu-code"]).split()
-        wanted = [a for a in ARCHITECTURES if f"sm_{a.removesuffix('+PTX').replace('.', '')}" in known]
-    flags = []
-    for architecture in wanted:
-        if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", architecture):
-            raise FailedError(f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0;9.0+PTX, got {architecture!r}")
-        number = architecture.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if architecture.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+    strip = [] if compilers.DEBUG else ["-s"]
+    command = [*compilers.cxx(), "-shared", "-Wl,--as-needed", *strip, *map(str, objects)]
+    return [*command, *libraries, *compilers.torch_libraries()]
 
 
 class BuildParts(build_ext):
@@ -145,7 +54,7 @@ class BuildParts(build_ext):
             if ENV.get("MLIP_KERNELS_SKIP_EXT") == "1":
                 raise LeftOutError("skipped by MLIP_KERNELS_SKIP_EXT=1 when the package was built")
             unfinished = library.with_suffix(".so.unfinished")
-            run([*build(), "-o", str(unfinished)])
+            compilers.run([*build(), "-o", str(unfinished)])
             unfinished.replace(library)
             return "ok"
         except LeftOutError as reason:
@@ -156,19 +65,17 @@ class BuildParts(build_ext):
             return str(reason)
 
     def build_cpu(self) -> list[str]:
-        compile_cxx = [*cxx(), *cxx_flags()]
+        compile_cxx = [*compilers.cxx(), *compilers.cxx_flags()]
         sources = [*sorted(HERE.glob("csrc/bindings/cpu/*.cpp")), *sorted(HERE.glob("csrc/cpu/**/*.cpp"))]
         return link(self.compile([(compile_cxx, source) for source in sources]), [])
 
     def build_cuda(self) -> list[str]:
         if ENV.get("FORCE_CUDA") == "0":
             raise LeftOutError("skipped by FORCE_CUDA=0 when the package was built")
-        home = cuda_home()
-        compile_cxx = [*cxx(), *cxx_flags(), f"-I{home / 'include'}"]
-        compile_cuda = [str(home / "bin" / "nvcc"), "-std=c++17", "--expt-relaxed-constexpr", f"-I{HERE / 'csrc'}"]
-        compile_cuda += ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
-        compile_cuda += ["--threads", ENV.get("NVCC_THREADS", "2"), "-Xcompiler=-fPIC,-fvisibility=hidden"]
-        compile_cuda += ["-ccbin", cxx()[0], *gencode(compile_cuda[0])]
+        home = compilers.cuda_home()
+        compile_cxx = [*compilers.cxx(), *compilers.cxx_flags(), f"-I{home / 'include'}"]
+        threads = ["--threads", ENV.get("NVCC_THREADS", "2")]
+        compile_cuda = [*compilers.nvcc(home), *threads, *compilers.gencode(home)]
         objects = self.compile(
             [(compile_cuda, source) for source in sorted(HERE.glob("csrc/cuda/**/*.cu"))]
             + [(compile_cxx, source) for source in sorted(HERE.glob("csrc/bindings/cuda/*.cpp"))]
@@ -197,7 +104,7 @@ class BuildParts(build_ext):
                 return
         target.parent.mkdir(parents=True, exist_ok=True)
         recipe.unlink(missing_ok=True)
-        run(command)
+        compilers.run(command)
         recipe.write_text(shlex.join(command))
 
     def get_outputs(self) -> list[str]:

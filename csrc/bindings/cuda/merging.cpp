@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "bindings/cuda/device.h"
+#include "bindings/cuda/types.h"
 #include "cuda/merging/weighted_mean.h"
 
 namespace mlip::bindings {
@@ -100,7 +101,7 @@ Tensor weighted_mean_backward_weight(const Tensor& grad_, const Tensor& x_, cons
   return grad_weight;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mlip_kernels_cuda, CUDA, m) {
+MLIP_CUDA_KERNELS(m) {
   m.impl("merging_weighted_mean", TORCH_BOX(&weighted_mean));
   m.impl("merging_weighted_mean_backward", TORCH_BOX(&weighted_mean_backward));
   m.impl("merging_weighted_mean_backward_weight", TORCH_BOX(&weighted_mean_backward_weight));
