@@ -1,0 +1,96 @@
+// Happens-before between the lanes of a block, and the shadow memory that remembers who touched what.
+//
+// Warps carry vector clocks that barriers join (as in FastTrack, Flanagan and Freund 2009). Within a warp, lanes are
+// ordered only by bar.warp.sync and by barriers: each lane has an epoch, which these raise. Two accesses to the same
+// cell conflict if one is a write, not both are atomic, and neither happens before the other. Blocks of one launch are
+// never ordered.
+//
+// Clocks and epochs keep growing from block to block, and a block starts with all its warps joined; marks that earlier
+// blocks left in shared memory are therefore in the past, and nothing has to be cleared.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "instruction.h"
+
+namespace ptx {
+
+enum class AccessKind : uint8_t { read, write, atomic };
+
+using Clock = uint32_t;
+constexpr uint8_t MANY_LANES = 0xff;
+
+// A moment in the life of one lane (or of several lanes of one warp).
+struct Moment {
+  Clock clock = 0;  // 0: never
+  uint32_t epoch = 0;
+  uint8_t warp = 0, lane = 0;
+  bool atomic = false;
+};
+
+// The synchronisation state of a warp.
+struct WarpClock {
+  int warp = 0;
+  std::vector<Clock> of;  // of[w]: what this warp has seen of warp w; of[warp]: its own time
+  uint32_t epoch[WARP_SIZE] = {};
+
+  Moment now(int lane) const { return {of[size_t(warp)], epoch[lane], uint8_t(warp), uint8_t(lane), false}; }
+
+  // Whether `then` happens before what `lane` does now.
+  bool after(const Moment& then, int lane) const {
+    if (then.warp != warp) return of[then.warp] >= then.clock;
+    return then.lane == lane || epoch[lane] > then.epoch;
+  }
+
+  void join(const std::vector<Clock>& other);
+  void advance() { ++of[size_t(warp)]; }
+  void synchronise_lanes(Mask mask);
+};
+
+// Who touched a cell last; `other` is the one in conflict.
+struct Conflict {
+  const char* what = nullptr;  // null: none
+  Moment other;
+  int64_t other_block = -1;
+};
+
+// Cells of a fixed number of bytes, the smallest access that the kernel makes.
+class SharedShadow {
+ public:
+  void resize(size_t bytes, int cell, int warps);
+
+  Conflict touch(const WarpClock& clock, int lane, AccessKind kind, uint32_t offset, int bytes);
+
+ private:
+  int cell_ = 1, warps_ = 1;
+  std::vector<Moment> writes_;  // [cells]
+  std::vector<Moment> reads_;   // [cells, warps]
+};
+
+class GlobalShadow {
+ public:
+  void resize(size_t bytes, int cell);
+  bool empty() const { return writes_.empty(); }
+
+  Conflict touch(const WarpClock& clock, uint32_t block, int lane, AccessKind kind, uint64_t offset, int bytes);
+
+ private:
+  struct Mark {
+    Moment moment;
+    uint32_t block = 0;
+    bool many_blocks = false;
+  };
+  using Reads = std::vector<Moment>;  // by warp, where several warps of a block read the same cell
+
+  bool before(const Mark& mark, const WarpClock& clock, uint32_t block, int lane) const;
+  bool reads_before(size_t cell, const WarpClock& clock, uint32_t block, int lane, Conflict& conflict) const;
+  void mark_read(size_t cell, const WarpClock& clock, uint32_t block, int lane);
+
+  int cell_ = 1;
+  std::vector<Mark> writes_, reads_, atomics_;
+  std::unordered_map<size_t, Reads> several_reads_;
+};
+
+}  // namespace ptx

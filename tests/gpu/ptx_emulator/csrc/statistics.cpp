@@ -1,0 +1,97 @@
+#include "statistics.h"
+
+#include <algorithm>
+
+namespace ptx {
+namespace {
+
+// The number of different 32-byte sectors that the lanes touch.
+uint64_t count_sectors(const uint64_t* address, Mask mask, int bytes) {
+  uint64_t sectors[WARP_SIZE * 3];
+  int count = 0;
+  bool ascending = true;
+  for (Mask rest = mask; rest; rest &= rest - 1) {
+    const uint64_t first = address[__builtin_ctz(rest)];
+    for (uint64_t s = first / SECTOR; s <= (first + uint64_t(bytes) - 1) / SECTOR; ++s) {
+      if (count && sectors[count - 1] == s) continue;
+      ascending = ascending && (count == 0 || sectors[count - 1] < s);
+      sectors[count++] = s;
+    }
+  }
+  if (ascending) return uint64_t(count);
+  std::sort(sectors, sectors + count);
+  return uint64_t(std::unique(sectors, sectors + count) - sectors);
+}
+
+// The most different 4-byte words that fall into one of the 32 banks, over the lanes that are served together.
+uint64_t count_waves(const uint64_t* address, Mask mask, int bytes) {
+  uint32_t words[32][32];
+  int used[32] = {};
+  int most = 0;
+  for (; mask; mask &= mask - 1) {
+    const uint64_t first = address[__builtin_ctz(mask)];
+    for (int b = 0; b < std::max(bytes, 4); b += 4) {
+      const uint32_t word = uint32_t((first + uint64_t(b)) / 4), bank = word % 32;
+      uint32_t* const end = words[bank] + used[bank];
+      if (std::find(words[bank], end, word) != end) continue;
+      *end = word;
+      most = std::max(most, ++used[bank]);
+    }
+  }
+  return uint64_t(most);
+}
+
+}  // namespace
+
+void Statistics::count_global(const uint64_t* address, Mask mask, int bytes, bool store) {
+  if (!mask) return;
+  const uint64_t total = uint64_t(__builtin_popcount(mask)) * uint64_t(bytes);
+  const uint64_t sectors = count_sectors(address, mask, bytes), ideal = (total + SECTOR - 1) / SECTOR;
+  (store ? global_store_requests : global_load_requests) += 1;
+  (store ? global_store_sectors : global_load_sectors) += sectors;
+  (store ? global_store_ideal_sectors : global_load_ideal_sectors) += ideal;
+  (store ? global_store_bytes : global_load_bytes) += total;
+}
+
+// Accesses of 8 and 16 bytes are served for half and a quarter of the warp at a time.
+void Statistics::count_shared(const uint64_t* address, Mask mask, int bytes, bool store) {
+  const int together = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8;
+  uint64_t waves = 0;
+  for (int first = 0; first < WARP_SIZE; first += together) {
+    const Mask group = mask & (together == 32 ? ALL_LANES : ((Mask(1) << together) - 1) << first);
+    if (group) waves += count_waves(address, group, bytes);
+  }
+  (store ? shared_store_requests : shared_load_requests) += 1;
+  (store ? shared_store_waves : shared_load_waves) += waves;
+}
+
+std::vector<std::pair<const char*, uint64_t>> Statistics::named() const {
+#define MLIP_FIELD(name) \
+  {                      \
+    #name, name          \
+  }
+  return {MLIP_FIELD(warp_instructions),
+          MLIP_FIELD(lane_instructions),
+          MLIP_FIELD(divergent),
+          MLIP_FIELD(barriers),
+          MLIP_FIELD(atomics),
+          MLIP_FIELD(global_load_requests),
+          MLIP_FIELD(global_load_sectors),
+          MLIP_FIELD(global_load_ideal_sectors),
+          MLIP_FIELD(global_load_bytes),
+          MLIP_FIELD(global_store_requests),
+          MLIP_FIELD(global_store_sectors),
+          MLIP_FIELD(global_store_ideal_sectors),
+          MLIP_FIELD(global_store_bytes),
+          MLIP_FIELD(async_copy_bytes),
+          MLIP_FIELD(shared_load_requests),
+          MLIP_FIELD(shared_load_waves),
+          MLIP_FIELD(shared_store_requests),
+          MLIP_FIELD(shared_store_waves),
+          MLIP_FIELD(matrix_instructions),
+          MLIP_FIELD(matrix_macs),
+          MLIP_FIELD(duplicate_stores)};
+#undef MLIP_FIELD
+}
+
+}  // namespace ptx
