@@ -124,11 +124,15 @@ def differentiate(
 def _on_cuda(name: str, fallback: Callable[..., Any], *arguments: Any) -> Any:
     """The CUDA key of every operator: the chosen backend, on the device of the tensors."""
     kernel = cuda_kernel(name)
-    tensor = _first_tensor(arguments)
-    if kernel is None or tensor.dtype == torch.float64:
+    if kernel is None or not kernels_take(arguments):
         return fallback(*arguments)
-    with torch.cuda.device(tensor.device):
+    with torch.cuda.device(_device(arguments)):
         return kernel(*arguments)
+
+
+def kernels_take(arguments: tuple[Any, ...]) -> bool:
+    """Whether the GPU kernels compute on ``arguments``: float64 is left to the reference."""
+    return _first_tensor(arguments).dtype != torch.float64
 
 
 @functools.cache

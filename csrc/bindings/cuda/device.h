@@ -41,9 +41,4 @@ class OnDevice {
   torch::stable::accelerator::DeviceGuard guard_;
 };
 
-inline void check_launch(const char* name) {
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
-}
-
 }  // namespace mlip::bindings

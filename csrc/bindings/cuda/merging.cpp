@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "bindings/cuda/device.h"
+#include "bindings/cuda/launch.h"
 #include "bindings/cuda/types.h"
 #include "cuda/merging/weighted_mean.h"
 
