@@ -1,4 +1,4 @@
-# make test | train | lint | format | bench | clean
+# make test | train | lint | format | bench | gpu-report | gpu-table | clean
 #
 # The first target that needs it makes .venv: torch first (kept if it is there already), then this package with its
 # extras. It is made again only when pyproject.toml, setup.py or a C++ or CUDA source changes. Variables:
@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f)
 STYLED := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
-.PHONY: test train lint format bench clean
+.PHONY: test train lint format bench gpu-report gpu-table clean
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
@@ -26,6 +26,13 @@ train: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
+
+# what the GPU kernels take and move; gpu-table measures it again and writes tests/gpu/kernels.json and KERNELS.md
+gpu-report: $(VENV)/.installed
+	@PYTHONPATH=tests/gpu $(BIN)/python -m gates --markdown
+
+gpu-table: $(VENV)/.installed
+	PYTHONPATH=tests/gpu $(BIN)/python -m gates --update
 
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .

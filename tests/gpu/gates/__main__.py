@@ -1,0 +1,53 @@
+"""``python -m gates`` with PYTHONPATH=tests/gpu: prints, checks or remakes the table of GPU kernels."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from gates import judge, report, table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m gates", description=__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--markdown", action="store_true", help="print the checked-in table as Markdown (the default)")
+    what.add_argument("--check", action="store_true", help="measure again and say what got worse; exit status 1 if so")
+    what.add_argument("--update", action="store_true", help="measure again and write kernels.json and KERNELS.md")
+    arguments = parser.parse_args()
+    if arguments.check:
+        return check()
+    if arguments.update:
+        table.save(table.measured())
+        report.PATH.write_text(report.markdown(table.load()), encoding="utf-8")
+        print(f"wrote {table.PATH} and {report.PATH}")
+        return 0
+    print(report.markdown(table.load()), end="")
+    return 0
+
+
+def check() -> int:
+    """Measure what can be measured here, and print what is wrong with it."""
+    from gates import measure
+    from gates.cases import OPERATORS
+
+    recorded, complaints = table.load(), []
+    for backend, architectures in measure.ARCHITECTURES.items():
+        if reason := measure.missing(backend):
+            print(f"{backend}: not checked: {reason}")
+            continue
+        if (compiler := measure.compiler(backend)) != recorded.made_with[backend]:
+            print(f"{backend}: compiled by {compiler}, but the table was made with {recorded.made_with[backend]}")
+        for arch in architectures:
+            rows = measure.compiled(backend, arch)
+            complaints += judge.promises(rows.values(), OPERATORS)
+            complaints += judge.against_table(rows, table.of(recorded.compiled, backend=backend, arch=arch))
+        for arch in measure.EXECUTED:
+            rows = measure.traffic(backend, arch)
+            complaints += judge.against_table(rows, table.of(recorded.traffic, backend=backend, arch=arch))
+    print("\n".join([*complaints, judge.REGENERATE]) if complaints else "nothing got worse")
+    return int(bool(complaints))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

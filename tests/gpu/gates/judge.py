@@ -1,0 +1,114 @@
+"""Compares what was measured with what the kernels promise and with what the table has. Every function returns
+complaints, one line each; none means that all is well.
+
+Promises hold with any compiler: nothing spills, tensor cores and 16-byte accesses are used where the kernel says so.
+
+What the table has is worth comparing with where the compilers are those that it was made with. Registers and shared
+memory may grow as long as as many blocks fit on a multiprocessor as before, which is what they cost. Traffic, bank
+conflicts and executed multiply-adds may not grow by more than 1 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gates.promises import Kernel, Operator, Problem
+from gates.records import WHOLE_OPERATOR, Compiled, Key, Traffic
+
+ALLOWED = 1.01
+REGENERATE = "If this is meant, record it with `make gpu-table` and say why in the commit."
+
+
+def promises(measured: Iterable[Compiled], operators: Iterable[Operator]) -> list[str]:
+    """Whether the machine code is what the kernels say that it is."""
+    entries = {operator.name: operator for operator in operators}
+    found = []
+    for row in measured:
+        entry = entries[row.operator]
+        problem = Problem(entry.problems[row.problem], row.dtype, row.arch)
+        found += spills(row) + instructions(row, entry.kernel(row.kernel), problem)
+    return found
+
+
+def spills(row: Compiled) -> list[str]:
+    """Whether a kernel keeps values in memory because it has more of them than registers."""
+    if not row.spills and not row.stack:
+        return []
+    return [f"{row.key}: spills: {row.spills} instructions on local memory, {row.stack} bytes of stack per thread"]
+
+
+def instructions(row: Compiled, kernel: Kernel, problem: Problem) -> list[str]:
+    """Whether the machine code has the instructions that the kernel says it has, and no others."""
+    found = []
+    if kernel.tensor_cores(problem) and not row.tensor_cores:
+        found.append(f"{row.key}: says that it uses tensor cores, but has no such instruction")
+    if row.tensor_cores and not kernel.tensor_cores(problem):
+        found.append(f"{row.key}: uses tensor cores without saying so; in float32 that is TF32")
+    if kernel.wide_loads(problem) and row.widest_load < 16:
+        found.append(f"{row.key}: says that it loads 16 bytes at a time, but the widest load has {row.widest_load}")
+    if kernel.wide_stores(problem) and row.widest_store < 16:
+        found.append(f"{row.key}: says that it stores 16 bytes at a time, but the widest store has {row.widest_store}")
+    return found
+
+
+def against_table(
+    measured: Mapping[Key, Compiled] | Mapping[Key, Traffic], recorded: Mapping[Key, Mapping[str, Any]]
+) -> list[str]:
+    """Whether the table has exactly these rows, and none got worse than it says."""
+    found = [f"{key}: is not in the table" for key in measured if key not in recorded]
+    found += [f"{key}: is in the table, but no case launches it now" for key in recorded if key not in measured]
+    for key in measured.keys() & recorded.keys():
+        row = measured[key]
+        found += (resources if isinstance(row, Compiled) else movement)(row, recorded[key])
+    return sorted(found)
+
+
+def resources(row: Compiled, recorded: Mapping[str, Any]) -> list[str]:
+    """What a kernel takes of a multiprocessor."""
+    if row.threads != recorded["threads"]:
+        return [f"{row.key}: {row.threads} threads per block instead of {recorded['threads']}, so its budgets are void"]
+    return [
+        f"{row.key}: {name} grew from {recorded[name]} to {getattr(row, name)}; only up to {recorded[budget]} do"
+        f" {recorded['blocks']} blocks fit on a multiprocessor, now {row.blocks} do"
+        for name, budget in (("registers", "register_budget"), ("shared", "shared_budget"))
+        if getattr(row, name) > recorded[budget]
+    ]
+
+
+def movement(row: Traffic, recorded: Mapping[str, Any]) -> list[str]:
+    """What an executed kernel moves and computes."""
+    found = necessities(row)
+    if row.ratio > ALLOWED * recorded["ratio"]:
+        found.append(
+            f"{row.key}: moved / compulsory bytes grew from {recorded['ratio']:.3f} to {row.ratio:.3f}"
+            f" ({recorded['moved']} / {recorded['compulsory']} to {row.moved} / {row.compulsory})"
+        )
+    if ALLOWED * row.wide_share < recorded["wide_share"]:
+        found.append(
+            f"{row.key}: the share of bytes moved 16 at a time fell from {recorded['wide_share']} to {row.wide_share}"
+        )
+    for name, what in (("load_waves", "load"), ("store_waves", "store")):
+        if getattr(row, name) > ALLOWED * recorded[name]:
+            found.append(
+                f"{row.key}: passes over shared memory per {what} grew from {recorded[name]} to {getattr(row, name)}:"
+                " bank conflicts"
+            )
+    if row.macs_executed > ALLOWED * recorded["macs_executed"]:
+        found.append(
+            f"{row.key}: multiply-adds on tensor cores grew from {recorded['macs_executed']} to {row.macs_executed},"
+            f" of which {row.macs} are needed"
+        )
+    return found
+
+
+def necessities(row: Traffic) -> list[str]:
+    """Whether a kernel moves and computes at least what its formulas call necessary; else the formulas are wrong."""
+    found = []
+    if row.moved < row.compulsory and row.kernel != WHOLE_OPERATOR:
+        found.append(f"{row.key}: moves {row.moved} bytes, but its formula calls {row.compulsory} compulsory")
+    if row.macs_executed < row.macs:
+        found.append(
+            f"{row.key}: executes {row.macs_executed} multiply-adds on tensor cores, but {row.macs} are needed"
+        )
+    return found

@@ -1,0 +1,101 @@
+"""The two kinds of rows in the table: what a compiled kernel takes, and what an executed kernel moves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from gates import occupancy
+
+WHOLE_OPERATOR = "*"
+"""Stands in place of a kernel's name where the kernels of an operator are taken together."""
+
+
+class Key(NamedTuple):
+    """Which row: it is the same row where these are the same."""
+
+    backend: str
+    operator: str
+    kernel: str
+    arch: int
+    problem: str
+    dtype: str
+
+    def __str__(self) -> str:
+        kernel = f"all kernels of {self.operator}" if self.kernel == WHOLE_OPERATOR else self.kernel
+        return f"{kernel} ({self.backend}, sm_{self.arch}, {self.problem} {self.dtype})"
+
+
+@dataclass(frozen=True)
+class Row:
+    backend: str
+    operator: str
+    kernel: str
+    arch: int
+    problem: str
+    dtype: str
+
+    @property
+    def key(self) -> Key:
+        return Key(self.backend, self.operator, self.kernel, self.arch, self.problem, self.dtype)
+
+    def fields(self) -> dict[str, Any]:
+        """What the table stores."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Compiled(Row):
+    """A kernel as compiled, under the first problem and dtype that launch this instance of it."""
+
+    instance: str  # template arguments, CUDA C++ only
+    threads: int  # per block, as launched
+    registers: int  # per thread
+    shared: int  # bytes per block, static and dynamic
+    stack: int  # bytes per thread
+    spills: int  # instructions
+    tensor_cores: int  # instructions
+    widest_load: int  # bytes
+    widest_store: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that fit on a multiprocessor at once."""
+        return occupancy.blocks_per_multiprocessor(self.arch, self.threads, self.registers, self.shared)
+
+    @property
+    def occupancy(self) -> float:
+        return occupancy.occupancy(self.arch, self.threads, self.blocks)
+
+    @property
+    def register_budget(self) -> int:
+        """How far the registers may grow before fewer blocks fit."""
+        return occupancy.register_budget(self.arch, self.threads, self.blocks)
+
+    @property
+    def shared_budget(self) -> int:
+        return occupancy.shared_budget(self.arch, self.blocks)
+
+    def fields(self) -> dict[str, Any]:
+        derived = ("blocks", "register_budget", "shared_budget")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
+
+
+@dataclass(frozen=True)
+class Traffic(Row):
+    """A kernel as executed by the emulator, or all kernels of an operator together."""
+
+    compulsory: int  # bytes
+    moved: int  # bytes: sectors of 32 bytes that its accesses to global memory touched
+    wide_share: float  # of the bytes that its warps ask for, those asked for 16 at a time
+    load_waves: float  # passes over shared memory per request; more than the width asks for are bank conflicts
+    store_waves: float
+    macs: int  # useful ones, on tensor cores
+    macs_executed: int  # on tensor cores
+
+    @property
+    def ratio(self) -> float:
+        return self.moved / self.compulsory
+
+    def fields(self) -> dict[str, Any]:
+        return asdict(self) | {"ratio": round(self.ratio, 4)}

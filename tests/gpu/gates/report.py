@@ -1,0 +1,139 @@
+"""The table as Markdown, for people: ``tests/gpu/KERNELS.md`` and ``make gpu-report``. Made from kernels.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gates import occupancy
+from gates.cases import OPERATORS
+from gates.promises import Kernel, Operator, Problem
+from gates.records import WHOLE_OPERATOR, Key
+from gates.roofline import lower_bound
+from gates.table import Table
+
+PATH = Path(__file__).parents[1] / "KERNELS.md"
+BACKENDS = {"triton": "Triton", "cuda": "CUDA C++"}
+
+INTRODUCTION = """\
+# What the GPU kernels take and move
+
+**Nothing here was timed.** The kernels were compiled for GPUs that were not there, their machine code was read, and
+their PTX was executed by an emulator on the CPU, which counts. `make gpu-table` makes `kernels.json` and this page out
+of the kernels as launched (Triton) and as shipped (CUDA C++); the tests fail where a kernel gets worse than this.
+Every range spans the dtypes and instances (aligned and odd sizes).
+
+* **registers** per thread; **shared** memory in bytes per block; **occupancy**: the share of a multiprocessor's warps
+  that can be resident at once; **spills**: instructions that keep values in memory because registers ran out.
+* **tensor core**: whether multiply-adds run there; **16-byte**: what is moved 16 bytes at a time where sizes allow it.
+* **moved / compulsory**: the 32-byte sectors of global memory that the accesses touch, over the bytes that cannot be
+  avoided: each input read once, each result written once. What caches would catch counts as moved.
+* **useful / executed**: multiply-adds that the result needs, over those that the tensor cores execute.
+* **lower bound, not a time**: compulsory bytes at 3.35 TB/s, or needed multiply-adds at the full rate, whichever takes
+  longer (NVIDIA's data sheet of the H100 SXM). How much slower a kernel is, only a GPU can tell.
+"""
+COLUMNS = (
+    "kernel", "backend", "arch", "registers", "spills", "shared", "occupancy", "tensor core", "16-byte",
+    "moved / compulsory", "useful / executed", "H100: *lower bound, not a time*",
+)  # fmt: skip
+NONE = "–"
+
+
+def markdown(table: Table) -> str:
+    """The whole page."""
+    versions = "; ".join(f"{BACKENDS[backend]} kernels by {compiler}" for backend, compiler in table.made_with.items())
+    return "\n".join([INTRODUCTION, *(_section(operator, table) for operator in OPERATORS), f"Compiled: {versions}.\n"])
+
+
+def _section(operator: Operator, table: Table) -> str:
+    shown = next(iter(operator.problems))
+    emulated = "; ".join(f"*{name}* {_sizes(sizes)}" for name, sizes in operator.problems.items())
+    full_size = f"Lower bounds are for {_sizes(operator.full_size)}."
+    ratios = f"moved / compulsory in the first table is that of *{shown}*, or of the first one that needs the kernel."
+    lines = [f"## `{operator.name}`\n", f"{full_size} Emulated problems: {emulated}; {ratios}\n", *_head(COLUMNS)]
+    for kernel in operator.kernels:
+        for backend in kernel.backends:
+            compiled = _rows(table.compiled, operator, kernel.name, backend)
+            for arch in dict.fromkeys(row["arch"] for row in compiled):
+                moved = [row for row in _rows(table.traffic, operator, kernel.name, backend) if row["arch"] == arch]
+                lines.append(_resources(operator, kernel, backend, arch, compiled, moved))
+    lines += [
+        "",
+        *_head(["moved / compulsory", "backend", *operator.problems, "passes over shared memory per load, store"]),
+    ]
+    for name in (*(kernel.name for kernel in operator.kernels), WHOLE_OPERATOR):
+        for backend in BACKENDS:
+            lines += _movement(operator, name, backend, _rows(table.traffic, operator, name, backend))
+    return "\n".join([*lines, ""])
+
+
+def _resources(
+    operator: Operator, kernel: Kernel, backend: str, arch: int, compiled: list[dict], traffic: list[dict]
+) -> str:
+    rows = [row for row in compiled if row["arch"] == arch]
+    moved = [row for row in traffic if row["problem"] == traffic[0]["problem"]]
+    return _line(
+        f"`{kernel.name}`",
+        BACKENDS[backend],
+        f"sm_{arch}",
+        _span(row["registers"] for row in rows),
+        _span(row["spills"] for row in rows),
+        _span(row["shared"] for row in rows),
+        _span((100 * occupancy.occupancy(arch, row["threads"], row["blocks"]) for row in rows), "{:.0f}", " %"),
+        "yes" if any(row["tensor_cores"] for row in rows) else "no",
+        _wide(operator, kernel),
+        _span((row["ratio"] for row in moved), "{:.2f}"),
+        _span((100 * row["macs"] / row["macs_executed"] for row in moved if row["macs_executed"]), "{:.0f}", " %"),
+        _bounds(operator, kernel) if arch == 90 else NONE,
+    )
+
+
+def _movement(operator: Operator, name: str, backend: str, rows: list[dict]) -> list[str]:
+    if not rows:
+        return []
+    ratios = [
+        _span((row["ratio"] for row in rows if row["problem"] == problem), "{:.2f}") for problem in operator.problems
+    ]
+    waves = [_span((row[waves] for row in rows if row[waves]), "{:.1f}") for waves in ("load_waves", "store_waves")]
+    title = "the whole operator" if name == WHOLE_OPERATOR else f"`{name}`"
+    return [_line(title, BACKENDS[backend], *ratios, ", ".join(waves))]
+
+
+def _rows(rows: Mapping[Key, dict[str, Any]], operator: Operator, kernel: str, backend: str) -> list[dict[str, Any]]:
+    wanted = (backend, operator.name, kernel)
+    return [row for key, row in rows.items() if (key.backend, key.operator, key.kernel) == wanted]
+
+
+def _wide(operator: Operator, kernel: Kernel) -> str:
+    def anywhere(condition: Callable[[Problem], bool]) -> bool:
+        return any(condition(Problem(sizes, t)) for sizes in operator.problems.values() for t in operator.dtypes)
+
+    kinds = {"loads": kernel.wide_loads, "stores": kernel.wide_stores}
+    return ", ".join(kind for kind, condition in kinds.items() if anywhere(condition)) or "no"
+
+
+def _bounds(operator: Operator, kernel: Kernel) -> str:
+    problems = [Problem(operator.full_size, dtype, 90) for dtype in operator.dtypes]
+    bounds = [lower_bound(kernel, problem) * 1e6 for problem in problems if kernel.runs(problem)]
+    return "≥ " + _span(bounds, "{:.1f}", " µs") if bounds else "does not run at this size"
+
+
+def _span(values: Iterable[float], form: str = "{}", unit: str = "") -> str:
+    """Smallest and largest value; one number if they print alike."""
+    values = sorted(values)
+    ends = list(dict.fromkeys(form.format(value) for value in (values[:1] + values[-1:])))
+    return " to ".join(ends) + unit if ends else NONE
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sizes.items())
+
+
+def _head(columns: Iterable[str]) -> list[str]:
+    columns = list(columns)
+    return [_line(*columns), "|" + "---|" * len(columns)]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

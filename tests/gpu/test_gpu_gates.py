@@ -1,0 +1,99 @@
+"""Every GPU kernel compiles for every architecture and is what it promises; none takes or moves more than recorded.
+
+``gates/promises.py`` says how an operator is added, ``make gpu-table`` records in ``kernels.json`` what has changed.
+"""
+
+from pathlib import Path
+
+import pytest
+from gates import inventory, judge, measure, report, table
+from gates.cases import OPERATORS
+
+ROOT = Path(__file__).parents[2]
+COMPILED = [(backend, arch) for backend, architectures in measure.ARCHITECTURES.items() for arch in architectures]
+EXECUTED = [(backend, arch) for backend in measure.ARCHITECTURES for arch in measure.EXECUTED]
+SOURCES = {"triton": inventory.triton_kernels, "cuda": inventory.cuda_kernels}
+
+
+def need(backend: str, arch: int, *, execute: bool = False) -> None:
+    """Skip where the kernels cannot be compiled for ``arch`` (or executed)."""
+    if reason := measure.missing(backend, execute=execute):
+        pytest.skip(reason)
+    built = sorted({arch for arch, _ in measure.shipped()}) if backend == "cuda" and not execute else [arch]
+    if arch not in built:
+        pytest.skip(f"needs mlip_kernels/_cuda.so built for sm_{arch}; it was built for {built} (TORCH_CUDA_ARCH_LIST)")
+
+
+def need_compiler_of_the_table(backend: str) -> None:
+    """Skip where kernels cannot be compared with the table because another compiler made them."""
+    made_with, here = table.load().made_with[backend], measure.compiler(backend)
+    if here != made_with:
+        pytest.skip(f"needs {made_with}, with which the table was made, to compare with it; here is {here}")
+
+
+def fail_on(complaints: list[str], remedy: str) -> None:
+    assert not complaints, "\n".join(["", *complaints, remedy])
+
+
+@pytest.mark.parametrize("backend", SOURCES)
+def test_every_kernel_in_the_sources_has_an_entry(backend):
+    entries = {kernel.name for entry in OPERATORS for kernel in entry.kernels if backend in kernel.backends}
+    assert SOURCES[backend]() == entries
+
+
+@pytest.mark.parametrize(("backend", "arch"), COMPILED)
+def test_the_table_has_every_kernel(backend, arch):
+    entries = {
+        (entry.name, kernel.name) for entry in OPERATORS for kernel in entry.kernels if backend in kernel.backends
+    }
+    content = table.load()
+    compiled = {(key.operator, key.kernel) for key in table.of(content.compiled, backend=backend, arch=arch)}
+    assert compiled == entries
+    if arch in measure.EXECUTED:
+        executed = {(key.operator, key.kernel) for key in table.of(content.traffic, backend=backend, arch=arch)}
+        assert executed >= entries
+
+
+@pytest.mark.parametrize("arch", measure.ARCHITECTURES["cuda"])
+def test_the_cases_launch_every_instance_that_is_shipped(arch):
+    need("cuda", arch)
+    shipped = {name for built_for, name in measure.shipped() if built_for == arch}
+    launched = {row.kernel + row.instance for row in measure.compiled("cuda", arch).values()}
+    assert shipped == launched
+
+
+@pytest.mark.parametrize(("backend", "arch"), COMPILED)
+def test_machine_code_is_what_the_kernels_promise(backend, arch):
+    need(backend, arch)
+    fail_on(judge.promises(measure.compiled(backend, arch).values(), OPERATORS), "What they promise is in gates/cases.")
+
+
+@pytest.mark.parametrize(("backend", "arch"), COMPILED)
+def test_registers_and_shared_memory_stay_within_budget(backend, arch):
+    need(backend, arch)
+    need_compiler_of_the_table(backend)
+    recorded = table.of(table.load().compiled, backend=backend, arch=arch)
+    fail_on(judge.against_table(measure.compiled(backend, arch), recorded), judge.REGENERATE)
+
+
+@pytest.mark.parametrize(("backend", "arch"), EXECUTED)
+def test_kernels_move_and_compute_what_is_necessary(backend, arch):
+    need(backend, arch, execute=True)
+    complaints = [line for row in measure.traffic(backend, arch).values() for line in judge.necessities(row)]
+    fail_on(complaints, "The formulas are in gates/cases.")
+
+
+@pytest.mark.parametrize(("backend", "arch"), EXECUTED)
+def test_traffic_does_not_grow(backend, arch):
+    need(backend, arch, execute=True)
+    need_compiler_of_the_table(backend)
+    recorded = table.of(table.load().traffic, backend=backend, arch=arch)
+    fail_on(judge.against_table(measure.traffic(backend, arch), recorded), judge.REGENERATE)
+
+
+def test_the_page_is_made_from_the_table():
+    assert report.PATH.read_text(encoding="utf-8") == report.markdown(table.load()), "run: make gpu-table"
+
+
+def test_the_readme_links_the_page():
+    assert f"({report.PATH.relative_to(ROOT)})" in (ROOT / "README.md").read_text(encoding="utf-8")
