@@ -118,7 +118,7 @@ def build_emulator() -> Path:
     folder = Path(__file__).with_name("csrc")
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     # Contraction would round once where PTX rounds twice; signed overflow wraps on the GPU.
-    flags = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fwrapv", "-Wall", "-Wextra"]
+    flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fwrapv", "-Wall", "-Wextra"]
     command = [*compiler(), *flags, *include]
     sources = sorted(folder.rglob("*.cpp"))
     commands = [(command, source, f"{source.relative_to(folder)}.o".replace("/", "-")) for source in sources]

@@ -31,8 +31,7 @@ Block::Block(Grid& grid_) : grid(grid_), index(0), shared(size_t(grid_.shared_by
 void Block::run(std::array<int, 3> at_) {
   at = at_;
   for (size_t i = 0; i < shared.size(); ++i) shared[i] = UNINITIALISED[i % sizeof UNINITIALISED];
-  written_.assign(shared.size(), 0);
-  in_flight_.assign(shared.size(), 0);
+  state_.assign(shared.size(), 0);
   for (Barrier& barrier : barriers_) barrier.reset();
 
   std::vector<Clock> latest(warps_.size());
@@ -177,7 +176,7 @@ uint8_t* Block::reach(Warp& warp, const Instruction& instruction, int lane, Spac
 }
 
 bool Block::inside_shared(Warp& warp, const Instruction& instruction, int lane, uint64_t offset, int bytes) {
-  if (offset + uint64_t(bytes) <= shared.size()) return true;
+  if (is_inside_shared(offset, bytes)) return true;
   Faults::Where where{&instruction, at, warp.index, lane, offset, int64_t(offset), "shared memory"};
   grid.faults.add(FaultKind::out_of_bounds,
                   "bytes " + std::to_string(offset) + " to " + std::to_string(offset + uint64_t(bytes) - 1) +
@@ -190,8 +189,7 @@ uint8_t* Block::reach_shared(Warp& warp, const Instruction& instruction, int lan
                              AccessKind kind, const uint8_t* storing) {
   if (!inside_shared(warp, instruction, lane, offset, bytes)) return nullptr;
   uint8_t* const place = &shared[offset];
-  if (storing && std::memcmp(place, storing, size_t(bytes)) == 0 &&
-      std::all_of(&written_[offset], &written_[offset] + bytes, [](uint8_t byte) { return byte != 0; })) {
+  if (storing && std::memcmp(place, storing, size_t(bytes)) == 0 && all_written(&state_[offset], bytes)) {
     ++grid.statistics.duplicate_stores;
     return place;
   }
@@ -204,15 +202,18 @@ void Block::touch_shared(Warp& warp, const Instruction& instruction, int lane, u
   const auto report = [&](FaultKind fault, const std::string& message) {
     grid.faults.add(fault, message, {&instruction, at, warp.index, lane, offset, int64_t(offset), "shared memory"});
   };
-  uint8_t* const written = &written_[offset];
-  if (kind != AccessKind::write && grid.options.uninitialised &&
-      !std::all_of(written, written + bytes, [](uint8_t byte) { return byte != 0; })) {
-    report(FaultKind::uninitialised, "shared memory is read before it is written");
+  uint8_t* const state = &state_[offset];
+  if (!all_written(state, bytes)) {
+    const auto any = [&](uint8_t what, bool set) {
+      return std::any_of(state, state + bytes, [&](uint8_t byte) { return bool(byte & what) == set; });
+    };
+    if (any(IN_FLIGHT, true)) {
+      report(FaultKind::async_copy, "shared memory is touched while an asynchronous copy to it is in flight");
+    } else if (kind != AccessKind::write && grid.options.uninitialised && any(WRITTEN, false)) {
+      report(FaultKind::uninitialised, "shared memory is read before it is written");
+    }
+    for (int n = 0; n < bytes; ++n) state[n] |= WRITTEN;
   }
-  if (std::any_of(&in_flight_[offset], &in_flight_[offset] + bytes, [](uint8_t byte) { return byte != 0; })) {
-    report(FaultKind::async_copy, "shared memory is touched while an asynchronous copy to it is in flight");
-  }
-  std::memset(written, 1, size_t(bytes));
   if (!grid.options.races || instruction.exempt) return;
   const Conflict conflict = shadow_.touch(warp.clock, lane, kind, offset, bytes);
   if (!conflict.what) return;
@@ -221,7 +222,9 @@ void Block::touch_shared(Warp& warp, const Instruction& instruction, int lane, u
 }
 
 void Block::set_in_flight(uint32_t offset, int bytes, bool in_flight) {
-  std::memset(&in_flight_[offset], in_flight, size_t(bytes));
+  for (int n = 0; n < bytes; ++n) {
+    state_[offset + uint32_t(n)] = in_flight ? WRITTEN | IN_FLIGHT : WRITTEN;
+  }
 }
 
 uint8_t* Block::reach_global(Warp& warp, const Instruction& instruction, int lane, uint64_t address, int bytes,

@@ -54,8 +54,9 @@ struct Instruction {
   Type source_type = Type::none;  // the last
   Rounding rounding = Rounding::nearest;
   bool flush = false, saturate = false, relu = false, propagate_nan = false, transposed = false;
-  bool to_integer = false;  // cvt to an integral value
-  bool exempt = false;      // volatile, relaxed and ordered accesses are not checked for races
+  bool to_integer = false;    // cvt to an integral value
+  bool extend_to_64 = false;  // ld: a signed value is extended to a register of 64 bits
+  bool exempt = false;        // volatile, relaxed and ordered accesses are not checked for races
   bool negate_predicate = false;
   int operation = 0;           // variant within a family: comparison, shuffle mode, atomic operation, ...
   int combine = 0;             // setp: how the comparison is combined with a predicate

@@ -38,7 +38,8 @@ class Operands {
   // Immediates are read as this type from now on: `1.0` is a different constant in f32 and f64.
   virtual void immediates_are(Type type) = 0;
   virtual bool is_predicate(Row row) const = 0;
-  virtual void skip_rest() = 0;  // of the instruction
+  virtual bool has_64_bits(Row row) const = 0;  // by the register's declaration
+  virtual void skip_rest() = 0;                 // of the instruction
 
   // d, s1, ..., sn
   void destination_and_sources(Instruction& instruction, int sources) {

@@ -155,6 +155,7 @@ class Parser : public Operands {
   void immediates_are(Type type) override { constants_are_ = type; }
 
   bool is_predicate(Row row) const override { return predicates_.count(row) != 0; }
+  bool has_64_bits(Row row) const override { return of_64_bits_.count(row) != 0; }
 
   void skip_rest() override {
     while (!next_is(";") && !at_end()) ++at_;
@@ -194,7 +195,8 @@ class Parser : public Operands {
       const uint64_t bits = std::strtoull(word.c_str() + 2, nullptr, 16);
       return negative ? bits ^ (uint64_t(1) << (bits_of_float ? 31 : 63)) : bits;
     }
-    if (word.find('.') != std::string::npos) {
+    const bool hexadecimal = word.rfind("0x", 0) == 0 || word.rfind("0X", 0) == 0;
+    if (!hexadecimal && word.find_first_of(".eE") != std::string::npos) {
       const double value = std::strtod(word.c_str(), nullptr) * (negative ? -1 : 1);
       return type == Type::f64 ? bit_cast<uint64_t>(value) : bit_cast<uint32_t>(float(value));
     }
@@ -331,6 +333,7 @@ class Parser : public Operands {
     constants_.clear();
     special_.clear();
     predicates_.clear();
+    of_64_bits_.clear();
     symbols_.clear();
     source_ = {};
     if (accept("(")) parameters();
@@ -462,11 +465,15 @@ class Parser : public Operands {
 
   // .reg .b32 %r<12>, %x;
   void registers() {
-    bool predicates = false;
-    for (; text()[0] == '.'; ++at_) predicates = predicates || next_is(".pred");
+    bool predicates = false, wide = false;
+    for (; text()[0] == '.'; ++at_) {
+      predicates = predicates || next_is(".pred");
+      if (const auto type = type_named(text().substr(1))) wide = size_of(*type) == 8;
+    }
     const auto declare = [&](const std::string& name) {
       const Row row = scopes_.back()[name] = new_row();
       if (predicates) predicates_.insert(row);
+      if (wide) of_64_bits_.insert(row);
     };
     do {
       const std::string name = take();
@@ -590,7 +597,7 @@ class Parser : public Operands {
   std::vector<std::pair<int, std::string>> branches_;
   std::map<uint64_t, Row> constants_;
   std::map<Special, Row> special_;
-  std::set<Row> predicates_;
+  std::set<Row> predicates_, of_64_bits_;
   std::map<std::string, Symbol> symbols_;
   Type constants_are_ = Type::b32;
   Source source_;

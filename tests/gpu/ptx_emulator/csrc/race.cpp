@@ -20,14 +20,6 @@ void WarpClock::synchronise_lanes(Mask mask) {
 
 namespace {
 
-// What remains of two reads by lanes of one warp.
-Moment later(const Moment& mark, const Moment& now) {
-  if (mark.clock != now.clock || mark.epoch != now.epoch || mark.lane == now.lane) return now;
-  Moment both = now;
-  both.lane = MANY_LANES;
-  return both;
-}
-
 const char* description(AccessKind now, bool other_writes) {
   if (!other_writes) return "write after a read";
   return now == AccessKind::read ? "read after a write" : "write after a write";

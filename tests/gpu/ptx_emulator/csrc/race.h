@@ -49,6 +49,12 @@ struct WarpClock {
   void synchronise_lanes(Mask mask);
 };
 
+// What remains of two reads by lanes of one warp.
+inline Moment later(const Moment& mark, Moment now) {
+  if (mark.clock == now.clock && mark.epoch == now.epoch && mark.lane != now.lane) now.lane = MANY_LANES;
+  return now;
+}
+
 // Who touched a cell last; `other` is the one in conflict.
 struct Conflict {
   const char* what = nullptr;  // null: none
@@ -62,6 +68,20 @@ class SharedShadow {
   void resize(size_t bytes, int cell, int warps);
 
   Conflict touch(const WarpClock& clock, int lane, AccessKind kind, uint32_t offset, int bytes);
+
+  // Remembers a read that happens after every write; false, and nothing remembered, where it does not.
+  bool read_in_order(const WarpClock& clock, int lane, uint32_t offset, int bytes) {
+    const size_t first = offset / uint32_t(cell_), last = (offset + uint32_t(bytes) - 1) / uint32_t(cell_);
+    for (size_t cell = first; cell <= last; ++cell) {
+      if (writes_[cell].clock && !clock.after(writes_[cell], lane)) return false;
+    }
+    const Moment now = clock.now(lane);
+    for (size_t cell = first; cell <= last; ++cell) {
+      Moment& read = reads_[cell * size_t(warps_) + size_t(clock.warp)];
+      read = later(read, now);
+    }
+    return true;
+  }
 
  private:
   int cell_ = 1, warps_ = 1;

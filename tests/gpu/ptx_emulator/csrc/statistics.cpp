@@ -23,8 +23,24 @@ uint64_t count_sectors(const uint64_t* address, Mask mask, int bytes) {
   return uint64_t(std::unique(sectors, sectors + count) - sectors);
 }
 
+// Whether no bank is asked for two different words.
+bool is_free_of_conflicts(const uint64_t* address, Mask mask, int bytes) {
+  uint32_t word_of[32], used = 0;
+  for (; mask; mask &= mask - 1) {
+    const uint64_t first = address[__builtin_ctz(mask)];
+    for (int b = 0; b < std::max(bytes, 4); b += 4) {
+      const uint32_t word = uint32_t((first + uint64_t(b)) / 4), bank = word % 32;
+      if ((used >> bank & 1) && word_of[bank] != word) return false;
+      used |= 1u << bank;
+      word_of[bank] = word;
+    }
+  }
+  return true;
+}
+
 // The most different 4-byte words that fall into one of the 32 banks, over the lanes that are served together.
 uint64_t count_waves(const uint64_t* address, Mask mask, int bytes) {
+  if (is_free_of_conflicts(address, mask, bytes)) return 1;
   uint32_t words[32][32];
   int used[32] = {};
   int most = 0;

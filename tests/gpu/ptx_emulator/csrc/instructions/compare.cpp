@@ -105,7 +105,7 @@ Execute by_type(const Mnemonic& mnemonic, Type type, bool flush) {
     case Type::s64:
       return Action<Integer<int64_t>>::run;
     case Type::f16:
-      return Action<Half<1>>::run;
+      return flush ? Action<FlushedHalf<1>>::run : Action<Half<1>>::run;
     case Type::bf16:
       return Action<BFloat<1>>::run;
     case Type::f32:
@@ -161,7 +161,9 @@ void decode_set_predicate(const Mnemonic& mnemonic, Operands& operands, Instruct
   read_sources(operands, i);
   if (is_packed(i.type)) {
     if (i.combine != ALONE || i.destinations.size() != 2) unsupported(mnemonic);
-    i.execute = i.type == Type::f16x2 ? set_two_predicates<Half<2>> : set_two_predicates<BFloat<2>>;
+    i.execute = i.type == Type::bf16x2 ? set_two_predicates<BFloat<2>>
+                : i.flush              ? set_two_predicates<FlushedHalf<2>>
+                                       : set_two_predicates<Half<2>>;
   } else {
     i.execute = by_type<SetPredicate>(mnemonic, i.type, i.flush);
   }
@@ -173,7 +175,9 @@ void decode_set(const Mnemonic& mnemonic, Operands& operands, Instruction& i) {
   read_sources(operands, i);
   if (is_packed(i.source_type)) {
     if (!is_packed(i.type)) unsupported(mnemonic);
-    i.execute = i.source_type == Type::f16x2 ? set_value<Half<2>> : set_value<BFloat<2>>;
+    i.execute = i.source_type == Type::bf16x2 ? set_value<BFloat<2>>
+                : i.flush                     ? set_value<FlushedHalf<2>>
+                                              : set_value<Half<2>>;
   } else {
     i.execute = by_type<SetValue>(mnemonic, i.source_type, i.flush);
   }
@@ -210,6 +214,7 @@ void decode_select_by_sign(const Mnemonic& mnemonic, Operands& operands, Instruc
 
 enum { FINITE, INFINITE, NUMBER, NOT_A_NUMBER, NORMAL, SUBNORMAL };
 
+// Zeros count as normal.
 template <class Element>
 void test_property(Warp& warp, const Instruction& i, Mask mask) {
   uint64_t* const to = warp.destination(i);
@@ -217,8 +222,9 @@ void test_property(Warp& warp, const Instruction& i, Mask mask) {
   for_lanes(mask, [&](int lane) {
     const auto value = Element::load(a[lane], 0);
     const int kind = std::fpclassify(value);
-    const bool holds[] = {std::isfinite(value), std::isinf(value), !std::isnan(value),
-                          std::isnan(value),    kind == FP_NORMAL, kind == FP_SUBNORMAL};
+    const bool normal = kind == FP_NORMAL || kind == FP_ZERO;
+    const bool holds[] = {std::isfinite(value), std::isinf(value), !std::isnan(value), std::isnan(value), normal,
+                          kind == FP_SUBNORMAL};
     to[lane] = holds[i.operation];
   });
 }

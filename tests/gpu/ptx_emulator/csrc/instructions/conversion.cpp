@@ -77,7 +77,7 @@ void bfloat_to_float_exactly(Warp& warp, const Instruction& i, Mask mask) {
   for_lanes(mask, [&](int lane) { to[lane] = uint64_t(uint16_t(a[lane])) << 16; });
 }
 
-// Out of range is clamped; NaN becomes 0, or in 64 bits the number with the top bit alone, as the hardware does.
+// Out of range is clamped; NaN becomes 0, or, if either type has 64 bits, the number with the top bit alone.
 void float_to_integer(Warp& warp, const Instruction& i, Mask mask) {
   const int bits = 8 * size_of(i.type);
   const double low = is_signed(i.type) ? -std::ldexp(1.0, bits - 1) : 0;
@@ -89,7 +89,7 @@ void float_to_integer(Warp& warp, const Instruction& i, Mask mask) {
     double value = load_float(a[lane], i.source_type);
     if (i.flush && i.source_type == Type::f32) value = flush(float(value));
     if (std::isnan(value)) {
-      to[lane] = bits == 64 ? uint64_t(1) << 63 : 0;
+      to[lane] = bits == 64 || i.source_type == Type::f64 ? uint64_t(1) << (bits - 1) : 0;
       return;
     }
     value = std::max(to_integral(value, i.rounding), low);

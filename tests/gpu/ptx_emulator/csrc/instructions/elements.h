@@ -47,6 +47,8 @@ struct Float64 {
   static uint64_t store(double value, int) { return bit_cast<uint64_t>(value); }
 };
 
+constexpr double SMALLEST_NORMAL_HALF = 1.0 / (1 << 14);
+
 // Half precision is computed in double, where sums and products are exact enough to be rounded once more.
 template <int count>
 struct Half {
@@ -54,6 +56,19 @@ struct Half {
   static constexpr int parts = count;
   static double load(uint64_t bits, int part) { return half_to_float(uint16_t(bits >> 16 * part)); }
   static uint64_t store(double value, int part) { return uint64_t(double_to_half(value)) << 16 * part; }
+};
+
+template <int count>
+struct FlushedHalf : Half<count> {
+  static double load(uint64_t bits, int part) {
+    const double value = Half<count>::load(bits, part);
+    return std::fabs(value) < SMALLEST_NORMAL_HALF ? std::copysign(0.0, value) : value;
+  }
+  static uint64_t store(double value, int part) {
+    const uint64_t bits = Half<count>::store(value, part);
+    const bool subnormal = (bits >> 16 * part & 0x7c00) == 0;
+    return subnormal ? bits & uint64_t(0x8000) << 16 * part : bits;
+  }
 };
 
 template <int count>
@@ -138,6 +153,19 @@ inline void with_rounding(Warp& warp, const Instruction& i, Mask mask) {
   i.inner(warp, i, mask);
 }
 
+// The form of an operation that .relu, .sat and .ftz choose.
+template <class Element, class Flushed, class Operation, int count>
+Execute with_modifiers(const Instruction& i) {
+  if (i.flush) {
+    return i.relu       ? apply<Rectified<Flushed>, Operation, count>
+           : i.saturate ? apply<Saturated<Flushed>, Operation, count>
+                        : apply<Flushed, Operation, count>;
+  }
+  return i.relu       ? apply<Rectified<Element>, Operation, count>
+         : i.saturate ? apply<Saturated<Element>, Operation, count>
+                      : apply<Element, Operation, count>;
+}
+
 // The float form of an operation, with its modifiers.
 template <class Operation, int count>
 Execute for_float(const Mnemonic& mnemonic, Instruction& i) {
@@ -153,14 +181,10 @@ Execute for_float(const Mnemonic& mnemonic, Instruction& i) {
       chosen = apply<Float64, Operation, count>;
       break;
     case Type::f16:
-      chosen = i.relu       ? apply<Rectified<Half<1>>, Operation, count>
-               : i.saturate ? apply<Saturated<Half<1>>, Operation, count>
-                            : apply<Half<1>, Operation, count>;
+      chosen = with_modifiers<Half<1>, FlushedHalf<1>, Operation, count>(i);
       break;
     case Type::f16x2:
-      chosen = i.relu       ? apply<Rectified<Half<2>>, Operation, count>
-               : i.saturate ? apply<Saturated<Half<2>>, Operation, count>
-                            : apply<Half<2>, Operation, count>;
+      chosen = with_modifiers<Half<2>, FlushedHalf<2>, Operation, count>(i);
       break;
     case Type::bf16:
       chosen = i.relu ? apply<Rectified<BFloat<1>>, Operation, count> : apply<BFloat<1>, Operation, count>;

@@ -24,7 +24,8 @@ void load_matrix(Warp& warp, const Instruction& i, Mask mask) {
     for (int r = 0; r < TILE; ++r) {
       const int lane = n * TILE + r;
       rows[r] = shared_offset(base[lane] + uint64_t(i.address.offset));
-      const uint8_t* from = warp.block.reach(warp, i, lane, Space::shared, rows[r], 16, AccessKind::read);
+      const uint8_t* from = warp.block.reach_readily(warp, lane, rows[r], 16);
+      if (!from) from = warp.block.reach(warp, i, lane, Space::shared, rows[r], 16, AccessKind::read);
       if (from) std::memcpy(tiles[n][r], from, 16);
     }
     if (warp.block.grid.options.statistics) warp.block.grid.statistics.count_shared(rows, 0xff, 16, false);
@@ -137,8 +138,8 @@ void multiply_matrices(Warp& warp, const Instruction& i, Mask mask) {
   };
   accumulators([&](int lane, int n, double& sum) {
     sum = i.type == Type::f16   ? half_to_float(uint16_t(warp.source(i, c + size_t(n / 2))[lane] >> n % 2 * 16))
-          : i.type == Type::f32 ? bit_cast<float>(uint32_t(warp.source(i, c + size_t(n))[lane]))
-                                : int32_t(warp.source(i, c + size_t(n))[lane]);
+          : i.type == Type::f32 ? double(bit_cast<float>(uint32_t(warp.source(i, c + size_t(n))[lane])))
+                                : double(int32_t(warp.source(i, c + size_t(n))[lane]));
   });
   for (int row = 0; row < M; ++row) {
     for (int step = 0; step < k; ++step) {

@@ -23,6 +23,13 @@ void count(Warp& warp, const Instruction& i, Mask mask, const uint64_t* addresse
   if (space == Space::shared) grid.statistics.count_shared(addresses, mask, bytes, store);
 }
 
+// A signed value narrower than its register is extended.
+uint64_t extended(uint64_t value, const Instruction& i) {
+  if (!is_signed(i.type)) return value;
+  const uint64_t wide = uint64_t(sign_extend(value, i.type));
+  return i.extend_to_64 ? wide : zero_extend(wide, size_of(i.type) < 8 ? Type::b32 : Type::b64);
+}
+
 void load_parameter(Warp& warp, const Instruction& i, Mask mask) {
   const int size = size_of(i.type);
   const uint64_t* const base = warp.row(i.address.base);
@@ -32,7 +39,7 @@ void load_parameter(Warp& warp, const Instruction& i, Mask mask) {
     for (int n = 0; n < i.vector; ++n) {
       uint64_t value = 0;
       std::memcpy(&value, from + n * size, size_t(size));
-      warp.destination(i, size_t(n))[lane] = is_signed(i.type) ? uint64_t(sign_extend(value, i.type)) : value;
+      warp.destination(i, size_t(n))[lane] = extended(value, i);
     }
   });
 }
@@ -44,7 +51,9 @@ void load(Warp& warp, const Instruction& i, Mask mask) {
   for_lanes(mask, [&](int lane) { addresses[lane] = address_of(i, base[lane]); });
   count(warp, i, mask, addresses, false);
   for_lanes(mask, [&](int lane) {
-    const uint8_t* from = warp.block.reach(warp, i, lane, i.space, addresses[lane], bytes, AccessKind::read);
+    const uint8_t* from =
+        i.space == Space::shared ? warp.block.reach_readily(warp, lane, addresses[lane], bytes) : nullptr;
+    if (!from) from = warp.block.reach(warp, i, lane, i.space, addresses[lane], bytes, AccessKind::read);
     for (int n = 0; n < i.vector; ++n) {
       uint64_t value = 0;
       if (from) {
@@ -52,9 +61,7 @@ void load(Warp& warp, const Instruction& i, Mask mask) {
       } else {
         value = zero_extend(NOTHING, i.type);
       }
-      // A signed value narrower than its register is extended.
-      if (is_signed(i.type)) value = size < 4 ? uint32_t(sign_extend(value, i.type)) : value;
-      warp.destination(i, size_t(n))[lane] = value;
+      warp.destination(i, size_t(n))[lane] = extended(value, i);
     }
   });
 }
@@ -69,6 +76,7 @@ void check_collisions(Warp& warp, const Instruction& i, Mask mask, const uint64_
   });
   if (ascending) return;
   for_lanes(mask, [&](int lane) {
+    if (i.space == Space::generic && space_of_generic(addresses[lane]) == Space::local) return;
     for_lanes(mask & ((Mask(1) << lane) - 1), [&](int other) {
       if (addresses[other] != addresses[lane]) return;
       for (int n = 0; n < i.vector; ++n) {
@@ -114,6 +122,7 @@ void decode_load(const Mnemonic& mnemonic, Operands& operands, Instruction& i) {
   operands.expect(",");
   read_address(operands, i);
   finish(mnemonic, operands, i, i.destinations.size());
+  i.extend_to_64 = operands.has_64_bits(i.destinations.front());
   if (i.space == Space::param) i.access_bytes = 0;
   i.execute = i.space == Space::param ? load_parameter : load;
 }

@@ -59,7 +59,8 @@ class SharedMatrix {
 
 float load_element(Warp& warp, const Instruction& i, uint32_t offset) {
   const int bytes = bytes_of_element(i);
-  const uint8_t* from = warp.block.reach(warp, i, 0, Space::shared, offset, bytes, AccessKind::read);
+  const uint8_t* from = warp.block.reach_readily(warp, 0, offset, bytes);
+  if (!from) from = warp.block.reach(warp, i, 0, Space::shared, offset, bytes, AccessKind::read);
   uint32_t bits = 0;
   if (from) std::memcpy(&bits, from, size_t(bytes));
   return from ? to_number(bits, i.source_type) : std::numeric_limits<float>::quiet_NaN();
