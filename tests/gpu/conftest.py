@@ -36,37 +36,48 @@ def scheduled_cuda(request):
     return _device(*request.param)
 
 
+@pytest.fixture(scope="session")
+def needs_emulated():
+    """``needs_emulated(backend)`` skips where that backend cannot be emulated, and says what is missing."""
+    return _skip_without
+
+
 def _device(backend, arch=None, schedule="round_robin", seed=0):
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
-        pytest.skip("needs Triton: pip install triton")
     if arch is None:
         return _real_device(backend)
-    from emulated_cuda import EmulatedCuda, cuda_library
+    _skip_without(backend)
+    from emulated_cuda import EmulatedCuda
 
-    if reason := _lacks():
-        pytest.skip(reason)
-    if backend == "cuda" and cuda_library.missing():
-        pytest.skip(cuda_library.missing())
     return EmulatedCuda(backend, arch, schedule=schedule, seed=seed)
 
 
+def _skip_without(backend):
+    if lacking := _lacking(backend):
+        pytest.skip(lacking)
+
+
 @functools.cache
-def _lacks():
-    """What the emulator needs and does not find."""
+def _lacking(backend):
+    """What the emulation of a backend needs and does not find."""
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "needs Triton: pip install triton"
     try:
         build_emulator()
     except BuildError as failure:
         if str(failure).startswith("needs"):
             return str(failure)
         raise
-    return ""
+    from emulated_cuda import cuda_library
+
+    return cuda_library.missing() if backend == "cuda" else None
 
 
 def _real_device(backend):
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
-    if backend == "cuda" and _library.LOADED["cuda"] != "ok":
-        pytest.skip(f"needs the CUDA part of the package: {_library.LOADED['cuda']}")
+    kernel, reason = (_library._find_triton if backend == "triton" else _library._find_cuda)("merging_weighted_mean")
+    if kernel is None:
+        pytest.skip(f"needs the {backend} backend: {reason}")
     from emulated_cuda.real import RealCuda
 
     return RealCuda(backend)
