@@ -50,6 +50,7 @@ class Runtime(Protocol):
 
 
 _runtime: Runtime | None = None
+_callbacks: list[tuple] = []  # kept for good: C++ calls them, and does not count its references
 
 
 def connect(runtime: Runtime | None) -> Runtime | None:
@@ -72,8 +73,9 @@ class CudaLibrary:
         torch.ops.load_library(file)
         library = ctypes.CDLL(str(file))
         library.emulated_cuda_connect.argtypes = [LAUNCH, ALLOW]
-        self._callbacks = LAUNCH(self._launch), ALLOW(_allow)  # kept: C++ does not count its references
-        library.emulated_cuda_connect(*self._callbacks)
+        callbacks = LAUNCH(self._launch), ALLOW(_allow)
+        _callbacks.append(callbacks)
+        library.emulated_cuda_connect(*callbacks)
         return library
 
     @functools.cache  # noqa: B019  (there are few libraries, and they live as long as the process)
