@@ -69,7 +69,9 @@ struct Symbol {
 
 class Parser : public Operands {
  public:
-  explicit Parser(const std::string& text) : tokens_(tokenize(text)) { tokens_.push_back({"", -1}); }
+  explicit Parser(const std::string& text) : tokens_(tokenize(text)) {
+    tokens_.push_back({"", tokens_.empty() ? 1 : tokens_.back().line});
+  }
 
   Program run() {
     while (!at_end()) top_level();
@@ -173,8 +175,9 @@ class Parser : public Operands {
     return tokens_[at_++].text;
   }
 
-  [[noreturn]] void fail(const std::string& message) const {
-    throw ParseError("PTX line " + std::to_string(line()) + ": " + message);
+  [[noreturn]] void fail(const std::string& message) const { fail(message, line()); }
+  [[noreturn]] static void fail(const std::string& message, int line) {
+    throw ParseError("PTX line " + std::to_string(line) + ": " + message);
   }
 
   static bool is_number(const std::string& word) { return !word.empty() && word[0] >= '0' && word[0] <= '9'; }
@@ -439,10 +442,12 @@ class Parser : public Operands {
         instruction();
       }
     } while (depth && !at_end());
+    if (depth) fail("the text ends too early");
     for (const auto& [index, label] : branches_) {
+      Instruction& branch = kernel_->code[size_t(index)];
       const auto target = labels_.find(label);
-      if (target == labels_.end()) fail("unknown label " + label);
-      kernel_->code[size_t(index)].target = target->second;
+      if (target == labels_.end()) fail("unknown label " + label, branch.line);
+      branch.target = target->second;
     }
     end_of_kernel();
   }
