@@ -15,7 +15,7 @@ import importlib.util
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -280,7 +280,7 @@ def _module() -> Any:
     return module
 
 
-@cache
+@lru_cache(maxsize=256)
 def _load(ptx: str) -> Program:
     try:
         parsed = _module().parse(ptx)

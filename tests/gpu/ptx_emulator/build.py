@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlip_kernels"
@@ -125,5 +125,3 @@ def build_emulator() -> Path:
     headers = [file for file in folder.rglob("*") if file.suffix in HEADERS]
     return build("_ptx_emulator", commands, [*compiler(), "-shared"], depends=headers)
 
-
-Builder = Callable[[], Path]

@@ -434,7 +434,8 @@ class Parser : public Operands {
       } else if (text().rfind(".loc", 0) == 0) {
         std::sscanf(take().c_str(), ".loc %d %d", &source_.file, &source_.line);
       } else if (text()[0] == '.') {
-        throw UnsupportedError("PTX line " + std::to_string(line()) + ": unsupported directive " + text());
+        throw UnsupportedError("PTX line " + std::to_string(line()) + ": unsupported directive " + text() +
+                               (next_is(".param") ? ": a function call" : ""));
       } else if (tokens_[at_ + 1].text == ":") {
         labels_[text()] = int(kernel_->code.size());
         at_ += 2;
