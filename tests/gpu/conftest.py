@@ -26,7 +26,13 @@ SCHEDULED = [
 
 @pytest.fixture(params=[*EMULATED, *REAL])
 def cuda(request):
-    """A GPU to run operators on: ``with cuda: y = operator(cuda.put(x))``, then ``cuda.launches``."""
+    """A GPU to run operators on: ``with cuda: y = operator(cuda.put(x))``, then ``cuda.operators`` says what ran."""
+    return _device(*request.param)
+
+
+@pytest.fixture(params=EMULATED)
+def emulated_cuda(request):
+    """As `cuda`, without a real one: ``emulated_cuda.launches`` says which kernels ran, and what they did."""
     return _device(*request.param)
 
 

@@ -55,7 +55,8 @@ class EmulatedCuda(TorchDispatchMode):
         sources: CUDA C++ files whose kernels are to be taken from another one, ``{file under csrc/cuda: other file}``.
 
     Attributes:
-        launches: what was launched, in order.
+        operators: which operators ran on a kernel, in order.
+        launches: which kernels they launched, in order.
 
     Raises (from the operator's call):
         ptx_emulator.EmulatorError: a kernel did what it must not, or uses an instruction that cannot be emulated.
@@ -76,6 +77,7 @@ class EmulatedCuda(TorchDispatchMode):
         if backend not in BACKENDS:
             raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
         self.backend, self.arch, self.schedule, self.seed, self.execute = backend, arch, schedule, seed, execute
+        self.operators: list[str] = []
         self.launches: list[LaunchRecord] = []
         self._emulator = Emulator(arch, schedule=schedule, seed=seed) if execute else None
         self._sources = sources or {}
@@ -134,6 +136,7 @@ class EmulatedCuda(TorchDispatchMode):
         kernel, reason = self._find(name)
         if kernel is None:
             raise RuntimeError(f"{name} cannot run on {self.backend}: {reason}")
+        self.operators.append(name)
         mutable = [a.name for a in declared if a.alias_info is not None and a.alias_info.is_write]
         return self.run(kernel, *arguments, names=[a.name for a in declared], written=mutable)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,19 +14,16 @@ from mlip_kernels import _library
 VARIABLE = "MLIP_KERNELS_CUDA_BACKEND"
 
 
-@dataclass(frozen=True)
-class RealLaunch:
-    """One launch, as the profiler saw it."""
-
-    kernel: str
-
-
 class RealCuda:
-    """A context in which operators on CUDA tensors run on ``backend``, ``"triton"`` or ``"cuda"``."""
+    """A context in which operators on CUDA tensors run on ``backend``, ``"triton"`` or ``"cuda"``.
+
+    Attributes:
+        operators: which operators ran on a kernel, in order. Which kernels those launched, only an emulated GPU tells.
+    """
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
-        self.launches: list[RealLaunch] = []
+        self.operators: list[str] = []
 
     def put(self, tensor: Tensor) -> Tensor:
         """``tensor`` on the GPU, with its strides, its offset in the storage and its ``requires_grad``."""
@@ -40,20 +37,26 @@ class RealCuda:
         return RealCuda(self.backend)
 
     def __enter__(self) -> RealCuda:
-        self._before = os.environ.get(VARIABLE)
+        self._environment = os.environ.get(VARIABLE)
         os.environ[VARIABLE] = self.backend
-        _library.cuda_kernel.cache_clear()
-        self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
-        self._profile.__enter__()
+        self._choose = _library.cuda_kernel
+        self._choose.cache_clear()
+        _library.cuda_kernel = self._recording
         return self
 
     def __exit__(self, *error: Any) -> None:
         torch.cuda.synchronize()
-        self._profile.__exit__(*error)
-        on_gpu = [e for e in self._profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        self.launches += [RealLaunch(event.name) for event in on_gpu]
-        if self._before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = self._before
-        _library.cuda_kernel.cache_clear()
+        _library.cuda_kernel = self._choose
+        self._choose.cache_clear()
+        del os.environ[VARIABLE]
+        if self._environment is not None:
+            os.environ[VARIABLE] = self._environment
+
+    def _recording(self, name: str) -> Callable[..., Any] | None:
+        kernel = self._choose(name)
+
+        def run(*arguments: Any) -> Any:
+            self.operators.append(name)
+            return kernel(*arguments)
+
+        return kernel and run
