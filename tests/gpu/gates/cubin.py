@@ -32,6 +32,7 @@ class MachineCode:
     stack: int  # bytes of stack and of local memory per thread
     spills: int  # instructions that read or write local memory
     tensor_cores: int  # instructions that run on tensor cores
+    atomics: int  # atomic instructions on global or shared memory
     widest_load: int  # bytes of the widest access to global memory by one thread, 0 if there is none
     widest_store: int
 
@@ -129,6 +130,7 @@ def _machine_code(arch: int, name: str, usage: dict[str, int], opcodes: list[str
         stack=usage["STACK"] + usage["LOCAL"],
         spills=sum(_base(opcode) in ("LDL", "STL") for opcode in opcodes),
         tensor_cores=sum(is_tensor_core(opcode) for opcode in opcodes),
+        atomics=sum(_base(opcode) in ATOMICS for opcode in opcodes),
         widest_load=max((_width(opcode) for opcode in opcodes if _base(opcode) in LOADS), default=0),
         widest_store=max((_width(opcode) for opcode in opcodes if _base(opcode) in STORES), default=0),
     )
@@ -138,6 +140,7 @@ def _machine_code(arch: int, name: str, usage: dict[str, int], opcodes: list[str
 # (UBLKCP, UTMALDG, UTMASTG) move whole rows.
 LOADS = ("LDG", "LDGSTS", "LD", "UBLKCP", "UTMALDG")
 STORES = ("STG", "ST", "UBLKCP", "UTMASTG")
+ATOMICS = ("ATOM", "ATOMG", "ATOMS", "RED", "REDG", "UTMAREDG")
 
 
 def _base(opcode: str) -> str:

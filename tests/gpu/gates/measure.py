@@ -7,7 +7,7 @@ import importlib.util
 import math
 import re
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,50 +74,63 @@ def shipped() -> dict[tuple[int, str], cubin.MachineCode]:
 @functools.cache
 def compiled(backend: str, arch: int) -> dict[Key, Compiled]:
     """Every instance of every kernel that the cases launch, compiled for ``arch``."""
-    rows: dict[Key, Compiled] = {}
-    seen: set[Any] = set()
-    for operator, name, problem, launches in _runs(backend, arch if backend == "triton" else EXECUTED[0], False):
-        for launch in launches:
-            instance = names.readable(launch.kernel)
-            threads = math.prod(launch.block)
-            same = (launch.cubin if backend == "triton" else instance, threads, launch.shared)
-            if same in seen:
-                continue
-            seen.add(same)
-            code = shipped()[arch, instance] if backend == "cuda" else _only(launch.cubin)
-            row = Compiled(
-                backend=backend,
-                operator=operator.name,
-                kernel=names.kernel_of(launch.kernel),
-                arch=arch,
-                problem=name,
-                dtype=problem.dtype,
-                instance=names.instance_of(launch.kernel),
-                threads=threads,
-                registers=code.registers,
-                shared=code.shared + launch.shared,
-                stack=code.stack,
-                spills=code.spills,
-                tensor_cores=code.tensor_cores,
-                widest_load=code.widest_load,
-                widest_store=code.widest_store,
-            )
-            rows[row.key] = row
-    return rows
+    runs = _runs(backend, arch if backend == "triton" else EXECUTED[0], execute=False)
+    return compiled_rows(runs, backend, arch)
 
 
 @functools.cache
 def traffic(backend: str, arch: int) -> dict[Key, Traffic]:
     """What every kernel moves when the emulator runs the cases, and every operator as a whole."""
+    return traffic_rows(_runs(backend, arch, execute=True), backend, arch)
+
+
+def compiled_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Compiled]:
+    """What was launched, compiled for ``arch``; each instance once."""
+    rows: dict[Key, Compiled] = {}
+    seen: set[Any] = set()
+    for call, launch in [(run, launch) for run in runs for launch in run.launches]:
+        instance = names.readable(launch.kernel)
+        threads = math.prod(launch.block)
+        same = (launch.cubin if backend == "triton" else instance, threads, launch.shared)
+        if same in seen:
+            continue
+        seen.add(same)
+        code = shipped()[arch, instance] if backend == "cuda" else _only(launch.cubin)
+        row = Compiled(
+            backend=backend,
+            operator=call.operator.name,
+            kernel=names.kernel_of(launch.kernel),
+            arch=arch,
+            problem=call.name,
+            dtype=call.problem.dtype,
+            instance=names.instance_of(launch.kernel),
+            threads=threads,
+            registers=code.registers,
+            shared=code.shared + launch.shared,
+            stack=code.stack,
+            spills=code.spills,
+            tensor_cores=code.tensor_cores,
+            atomics=code.atomics,
+            widest_load=code.widest_load,
+            widest_store=code.widest_store,
+        )
+        rows[row.key] = row
+    return rows
+
+
+def traffic_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Traffic]:
+    """What the launches did, each alone and those of a call together."""
     rows: dict[Key, Traffic] = {}
-    for run in _runs(backend, arch, True):
-        promises = [run.operator.kernel(names.kernel_of(launch.kernel)) for launch in run.launches]
-        useful = [promise.macs(run.problem) * promise.tensor_cores(run.problem) for promise in promises]
-        for launch, promise, macs in zip(run.launches, promises, useful, strict=True):
-            row = _traffic(run, backend, promise.name, [launch], promise.bytes(run.problem), macs)
+    for run in runs:
+        kernels = [run.operator.kernel(names.kernel_of(launch.kernel)) for launch in run.launches]
+        useful = [kernel.macs(run.problem) if kernel.tensor_cores(run.problem) else 0 for kernel in kernels]
+        parts = [
+            (kernel.name, [launch], kernel.bytes(run.problem), macs)
+            for launch, kernel, macs in zip(run.launches, kernels, useful, strict=True)
+        ]
+        for part in (*parts, (WHOLE_OPERATOR, run.launches, run.operator.bytes(run.problem), sum(useful))):
+            row = _traffic(run, backend, arch, *part)
             rows[row.key] = row
-        whole = _traffic(run, backend, WHOLE_OPERATOR, run.launches, run.operator.bytes(run.problem), sum(useful))
-        rows[whole.key] = whole
     return rows
 
 
@@ -147,7 +160,7 @@ def _only(binary: bytes) -> cubin.MachineCode:
     return code
 
 
-def _runs(backend: str, arch: int, execute: bool) -> Iterator[Run]:
+def _runs(backend: str, arch: int, *, execute: bool) -> Iterator[Run]:
     """Call every operator on every problem on the emulated GPU."""
     for operator in OPERATORS:
         kernels = [kernel for kernel in operator.kernels if backend in kernel.backends]
@@ -166,7 +179,9 @@ def _runs(backend: str, arch: int, execute: bool) -> Iterator[Run]:
                 yield Run(operator, name, problem, emulated.launches)
 
 
-def _traffic(run: Run, backend: str, kernel: str, launches: list[Any], compulsory: int, macs: int) -> Traffic:
+def _traffic(
+    run: Run, backend: str, arch: int, kernel: str, launches: list[Any], compulsory: int, macs: int
+) -> Traffic:
     def total(field: str) -> int:
         return sum(getattr(launch.statistics, field) for launch in launches)
 
@@ -179,7 +194,7 @@ def _traffic(run: Run, backend: str, kernel: str, launches: list[Any], compulsor
         backend=backend,
         operator=run.operator.name,
         kernel=kernel,
-        arch=run.problem.arch,
+        arch=arch,
         problem=run.name,
         dtype=run.problem.dtype,
         compulsory=compulsory,

@@ -63,12 +63,14 @@ class Kernel:
     wide_loads: Condition = never
     """Whether rows are read 16 bytes at a time."""
     wide_stores: Condition = never
+    atomics: Condition = never
+    """Whether it uses atomic instructions, whose order, and with floats whose result, changes from run to run."""
     runs: Condition = always
     """Whether the problem needs this kernel at all."""
     backends: tuple[str, ...] = ("triton", "cuda")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operator:
     """A primitive of ``torch.ops.mlip_kernels``, the problems that stand for all others, and its kernels."""
 

@@ -55,6 +55,7 @@ class Compiled(Row):
     stack: int  # bytes per thread
     spills: int  # instructions
     tensor_cores: int  # instructions
+    atomics: int  # instructions
     widest_load: int  # bytes
     widest_store: int
 
