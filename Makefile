@@ -14,7 +14,7 @@ TORCH ?= torch torchvision
 ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f)
-STYLED := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+STYLED := $(shell find csrc tests/gpu -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .PHONY: test train lint format bench gpu-report gpu-table clean
 

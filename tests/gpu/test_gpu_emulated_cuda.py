@@ -111,6 +111,25 @@ def test_memory_that_was_freed_is_gone(needs_emulated):
     assert memory.holds(kept)
 
 
+def test_what_an_operator_may_write_to_is_what_its_schema_says(emulated, launch, monkeypatch):
+    from ptx_emulator import EmulatorError
+
+    def launcher(x, y, n, swap):
+        launch(*((x, n) if swap else (y, n)))
+
+    monkeypatch.setattr(emulated, "_find", lambda self, name: (launcher, ""))
+    with torch.library._scoped_library("mlip_kernels", "FRAGMENT") as library:
+        library.define("stores(Tensor x, Tensor(a!) y, int n=100, bool swap=False) -> ()")
+        x, y = torch.zeros(100), torch.zeros(100)
+        with emulated("cuda", 80):
+            torch.ops.mlip_kernels.stores(x, y)
+            with pytest.raises(EmulatorError, match="read_only") as raised:
+                torch.ops.mlip_kernels.stores(x, y, swap=True)
+    assert y.tolist() == list(range(100))
+    assert raised.value.faults[0].buffer == "x"
+    assert not x.any()
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -272,3 +291,10 @@ def test_the_innermost_gpu_computes(emulated):
     assert [record.backend for record in (*inner.launches, *outer.launches)] == ["cuda", "triton"]
     assert torch.equal(weighted_mean(x), x[:, 0])
     assert len(inner.launches) == len(outer.launches) == 1
+
+
+def test_the_schedule_reaches_the_emulator(emulated):
+    with pytest.raises(ValueError, match="schedule"):
+        emulated("cuda", 80).under("alphabetical")
+    with pytest.raises(ValueError, match="backend"):
+        emulated("cpu", 80)
