@@ -28,10 +28,11 @@ Every range spans the dtypes and instances (aligned and odd sizes).
   that can be resident at once; **spills**: instructions that keep values in memory because registers ran out.
 * **tensor core**: whether multiply-adds run there; **16-byte**: what is moved 16 bytes at a time where sizes allow it.
 * **moved / compulsory**: the 32-byte sectors of global memory that the accesses touch, over the bytes that cannot be
-  avoided: each input read once, each result written once. What caches would catch counts as moved.
+  avoided: each input read once, each result written once. What caches would catch counts as moved. The first table of
+  an operator shows the first problem that needs the kernel, the second table shows all.
 * **useful / executed**: multiply-adds that the result needs, over those that the tensor cores execute.
 * **lower bound, not a time**: compulsory bytes at 3.35 TB/s, or needed multiply-adds at the full rate, whichever takes
-  longer (NVIDIA's data sheet of the H100 SXM). How much slower a kernel is, only a GPU can tell.
+  longer (NVIDIA's data sheet of the H100 SXM), at full size. How much slower a kernel is, only a GPU can tell.
 """
 COLUMNS = (
     "kernel", "backend", "arch", "registers", "spills", "shared", "occupancy", "tensor core", "16-byte",
@@ -47,11 +48,8 @@ def markdown(table: Table) -> str:
 
 
 def _section(operator: Operator, table: Table) -> str:
-    shown = next(iter(operator.problems))
-    emulated = "; ".join(f"*{name}* {_sizes(sizes)}" for name, sizes in operator.problems.items())
-    full_size = f"Lower bounds are for {_sizes(operator.full_size)}."
-    ratios = f"moved / compulsory in the first table is that of *{shown}*, or of the first one that needs the kernel."
-    lines = [f"## `{operator.name}`\n", f"{full_size} Emulated problems: {emulated}; {ratios}\n", *_head(COLUMNS)]
+    sizes = [f"* *{name}*: {_sizes(sizes)}" for name, sizes in operator.problems.items()]
+    lines = [f"## `{operator.name}`\n", *sizes, f"* full size: {_sizes(operator.full_size)}\n", *_head(COLUMNS)]
     for kernel in operator.kernels:
         for backend in kernel.backends:
             compiled = _rows(table.compiled, operator, kernel.name, backend)

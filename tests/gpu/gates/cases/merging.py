@@ -1,8 +1,9 @@
 """What the kernels of the merging family promise."""
 
 import torch
-from gates.promises import Kernel, Operator, Problem
 from torch import Tensor
+
+from gates.promises import Kernel, Operator, Problem
 
 FLOAT = 4  # bytes of a float32, which weights, totals and partial sums are in any dtype
 
