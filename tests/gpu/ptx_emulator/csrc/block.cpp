@@ -11,7 +11,8 @@ constexpr uint8_t UNINITIALISED[] = {0xad, 0xde, 0xc0, 0x7f};
 
 std::string in_words(const Conflict& conflict, int64_t block) {
   std::string other = "warp " + std::to_string(conflict.other.warp);
-  if (conflict.other.lane != MANY_LANES) other += " lane " + std::to_string(conflict.other.lane);
+  const Mask lanes = conflict.other.lanes;
+  if ((lanes & (lanes - 1)) == 0) other += " lane " + std::to_string(__builtin_ctz(lanes));
   if (conflict.other_block >= 0 && conflict.other_block != block) {
     return std::string(conflict.what) + " by block " + std::to_string(conflict.other_block) + ", " + other +
            ": blocks are never ordered";
@@ -107,7 +108,7 @@ void Block::arrive(Warp& warp, const Instruction& instruction, Mask mask) {
     const uint64_t* predicate = warp.row(instruction.sources.back());
     for_lanes(mask, [&](int l) { holds |= Mask((predicate[l] & 1) ^ instruction.negate_predicate) << l; });
   }
-  warp.clock.synchronise_lanes(mask);
+  warp.clock.synchronise_lanes(mask | ~warp.live);  // a barrier does not wait for lanes that have ended
   const char* wrong = barriers_[id].arrive(warp.clock, expected, holds == mask, holds != 0, __builtin_popcount(holds));
   if (wrong) warp.fault(FaultKind::barrier, instruction, lane, wrong);
   const bool only_arrives = instruction.operation == 1;

@@ -8,13 +8,37 @@ void WarpClock::join(const std::vector<Clock>& other) {
   for (size_t w = 0; w < of.size(); ++w) of[w] = std::max(of[w], other[w]);
 }
 
+bool WarpClock::after_each(const Moment& then, int lane) const {
+  for (Mask others = then.lanes & ~(Mask(1) << lane); others; others &= others - 1) {
+    if (over[lane][__builtin_ctz(others)] <= then.epoch) return false;
+  }
+  return true;
+}
+
 void WarpClock::synchronise_lanes(Mask mask) {
-  uint32_t latest = 0;
+  uint32_t latest = 0, joined[WARP_SIZE] = {};
   for (int lane = 0; lane < WARP_SIZE; ++lane) {
-    if (mask >> lane & 1) latest = std::max(latest, epoch[lane]);
+    if (!(mask >> lane & 1)) continue;
+    latest = std::max(latest, epoch[lane]);
+    if (mask == ALL_LANES) continue;
+    for (int other = 0; other < WARP_SIZE; ++other) {
+      joined[other] = std::max({joined[other], over[lane][other], over_for_all[lane]});
+    }
+  }
+  if (mask == ALL_LANES) {
+    std::fill_n(epoch, WARP_SIZE, latest + 1);
+    std::fill_n(over_for_all, WARP_SIZE, latest + 1);
+    return;
   }
   for (int lane = 0; lane < WARP_SIZE; ++lane) {
-    if (mask >> lane & 1) epoch[lane] = latest + 1;
+    if (mask >> lane & 1) joined[lane] = latest + 1;
+  }
+  const uint32_t least = *std::min_element(joined, joined + WARP_SIZE);
+  for (int lane = 0; lane < WARP_SIZE; ++lane) {
+    if (!(mask >> lane & 1)) continue;
+    epoch[lane] = latest + 1;
+    std::copy_n(joined, WARP_SIZE, over[lane]);
+    over_for_all[lane] = least;
   }
 }
 
@@ -47,7 +71,7 @@ Conflict SharedShadow::touch(const WarpClock& clock, int lane, AccessKind kind, 
     }
     Moment* const reads = &reads_[cell * size_t(warps_)];
     if (kind == AccessKind::read) {
-      reads[clock.warp] = later(reads[clock.warp], now);
+      reads[clock.warp] = clock.later(reads[clock.warp], now, lane);
       continue;
     }
     for (int w = 0; w < warps_; ++w) {
@@ -99,12 +123,12 @@ void GlobalShadow::mark_read(size_t cell, const WarpClock& clock, uint32_t block
     mark = {now, block, true};
     several_reads_.erase(cell);
   } else if (mark.moment.warp == now.warp) {
-    mark.moment = later(mark.moment, now);
+    mark.moment = clock.later(mark.moment, now, lane);
   } else {
     Reads& several = several_reads_[cell];
     several.resize(clock.of.size());
     several[mark.moment.warp] = mark.moment;
-    several[now.warp] = later(several[now.warp], now);
+    several[now.warp] = clock.later(several[now.warp], now, lane);
     mark.moment = now;
   }
 }

@@ -1,9 +1,9 @@
 // Happens-before between the lanes of a block, and the shadow memory that remembers who touched what.
 //
 // Warps carry vector clocks that barriers join (as in FastTrack, Flanagan and Freund 2009). Within a warp, lanes are
-// ordered only by bar.warp.sync and by barriers: each lane has an epoch, which these raise. Two accesses to the same
-// cell conflict if one is a write, not both are atomic, and neither happens before the other. Blocks of one launch are
-// never ordered.
+// ordered only by bar.warp.sync and by barriers: each lane has an epoch, which these raise, and knows which epochs of
+// the other lanes are over. Two accesses to the same cell conflict if one is a write, not both are atomic, and neither
+// happens before the other. Blocks of one launch are never ordered.
 //
 // Clocks and epochs keep growing from block to block, and a block starts with all its warps joined; marks that earlier
 // blocks left in shared memory are therefore in the past, and nothing has to be cleared.
@@ -20,14 +20,13 @@ namespace ptx {
 enum class AccessKind : uint8_t { read, write, atomic };
 
 using Clock = uint32_t;
-constexpr uint8_t MANY_LANES = 0xff;
 
 // A moment in the life of one lane (or of several lanes of one warp).
 struct Moment {
   Clock clock = 0;  // 0: never
   uint32_t epoch = 0;
-  uint8_t warp = 0, lane = 0;
-  bool atomic = false;
+  Mask lanes = 0;
+  uint16_t warp = 0, atomic = 0;
 };
 
 // The synchronisation state of a warp.
@@ -35,25 +34,34 @@ struct WarpClock {
   int warp = 0;
   std::vector<Clock> of;  // of[w]: what this warp has seen of warp w; of[warp]: its own time
   uint32_t epoch[WARP_SIZE] = {};
+  // The epochs of `other` below over[lane][other], and those of all below over_for_all[lane], are before `lane`.
+  uint32_t over[WARP_SIZE][WARP_SIZE] = {}, over_for_all[WARP_SIZE] = {};
 
-  Moment now(int lane) const { return {of[size_t(warp)], epoch[lane], uint8_t(warp), uint8_t(lane), false}; }
+  Moment now(int lane) const { return {of[size_t(warp)], epoch[lane], Mask(1) << lane, uint16_t(warp), 0}; }
 
   // Whether `then` happens before what `lane` does now.
   bool after(const Moment& then, int lane) const {
     if (then.warp != warp) return of[then.warp] >= then.clock;
-    return then.lane == lane || epoch[lane] > then.epoch;
+    return over_for_all[lane] > then.epoch || after_each(then, lane);
+  }
+  bool after_each(const Moment& then, int lane) const;
+
+  // What remains of two reads by lanes of this warp.
+  Moment later(const Moment& mark, Moment now, int lane) const {
+    if (mark.clock != now.clock) return now;  // a barrier lies between
+    if (mark.epoch == now.epoch) {
+      now.lanes |= mark.lanes;
+    } else if (!after(mark, lane)) {
+      now.lanes |= mark.lanes;
+      now.epoch = now.epoch > mark.epoch ? now.epoch : mark.epoch;
+    }
+    return now;
   }
 
   void join(const std::vector<Clock>& other);
   void advance() { ++of[size_t(warp)]; }
   void synchronise_lanes(Mask mask);
 };
-
-// What remains of two reads by lanes of one warp.
-inline Moment later(const Moment& mark, Moment now) {
-  if (mark.clock == now.clock && mark.epoch == now.epoch && mark.lane != now.lane) now.lane = MANY_LANES;
-  return now;
-}
 
 // Who touched a cell last; `other` is the one in conflict.
 struct Conflict {
@@ -78,7 +86,7 @@ class SharedShadow {
     const Moment now = clock.now(lane);
     for (size_t cell = first; cell <= last; ++cell) {
       Moment& read = reads_[cell * size_t(warps_) + size_t(clock.warp)];
-      read = later(read, now);
+      read = clock.later(read, now, lane);
     }
     return true;
   }

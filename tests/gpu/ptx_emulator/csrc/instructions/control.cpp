@@ -19,7 +19,7 @@ void decode_trap(const Mnemonic&, Operands&, Instruction& i) { i.execute = trap;
 void synchronise_lanes(Warp& warp, const Instruction& i, Mask mask) {
   const Mask members = Mask(warp.uniform(i.sources[0], mask)) & warp.live;
   warp.need_all_lanes(i, mask, members);
-  warp.clock.synchronise_lanes(mask);
+  warp.clock.synchronise_lanes(mask | ~warp.live);
 }
 
 // operation 1: arrives without waiting. combine: how bar.red joins predicates (1 popc, 2 and, 3 or).
