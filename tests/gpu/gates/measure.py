@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import os
 import re
 import runpy
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emulated_cuda import EmulatedCuda, cuda_library
+from ptx_emulator.build import BuildError, build_emulator
+
+import mlip_kernels
 from gates import cubin, names
 from gates.cases import OPERATORS
 from gates.promises import Operator, Problem
 from gates.records import WHOLE_OPERATOR, Compiled, Key, Traffic
-from ptx_emulator.build import BuildError, build_emulator
-
-import mlip_kernels
 
 LIBRARY = Path(mlip_kernels.__file__).with_name("_cuda.so")
 BUILD = runpy.run_path(str(Path(__file__).parents[3] / "_build" / "compilers.py"))
@@ -88,7 +90,11 @@ def compiled_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Com
     """What was launched, compiled for ``arch``; each instance once."""
     rows: dict[Key, Compiled] = {}
     seen: set[Any] = set()
-    for call, launch in [(run, launch) for run in runs for launch in run.launches]:
+    launches = [(run, launch) for run in runs for launch in run.launches]
+    if backend == "triton":
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # disassembling is slow, and another process does it
+            list(pool.map(cubin.read, {launch.cubin for _, launch in launches}))
+    for call, launch in launches:
         instance = names.readable(launch.kernel)
         threads = math.prod(launch.block)
         same = (launch.cubin if backend == "triton" else instance, threads, launch.shared)
