@@ -8,7 +8,7 @@ from mlip_kernels.testing import DTYPES, TOKEN_SHAPES, assert_as_accurate, asser
 
 HALF_AND_SINGLE = tuple(dtype for dtype in DTYPES if dtype != torch.float64)
 ROWS_OF_VECTORS = ((2, 33, 136),)  # rows of a multiple of 16 bytes in every dtype, more than one block of channels
-SPLIT_SHAPES = ((1, 530, 33), (1, 1025, 8))  # tokens enough to be cut into parts
+SPLIT_SHAPES = ((2, 530, 33), (1, 1025, 8))  # tokens enough to be cut into parts
 KERNELS = {
     "forward": ["weighted_mean_sums_forward_kernel"],
     "split forward": ["weighted_mean_sums_forward_kernel", "weighted_mean_finish_forward_kernel"],
@@ -124,7 +124,7 @@ def test_float64_is_left_to_the_reference(cuda):
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-@pytest.mark.parametrize("shape", [(3, 9, 40), (1, 530, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 9, 40), (2, 530, 33)], ids=str)
 def test_no_order_of_the_warps_changes_a_bit(scheduled_cuda, shape, dtype):
     x, weight = tokens(shape, dtype), weights(shape, "sizes")
     expected = on(scheduled_cuda.under("round_robin"), x, weight, 1)
