@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mlip_kernels.ops.arguments import check_choice, check_number
 from mlip_kernels.ops.spectral.checks import check_bands, check_grid_tokens, spectrum_layout, spectrum_shape
+from mlip_kernels.ops.spectral.primitives import primitives
 from mlip_kernels.reference import spectral as reference
 
 
@@ -42,8 +43,8 @@ def band_energy(
         coefficients is 0. Computed in float32 and rounded once for half precision: a float16 energy beyond 65504 is
         infinite.
 
-    Saved for backward: the spectrum, about ``4 · B · N · D`` bytes (``"dct"``) or ``4 · B · (N + 2 H) · D`` bytes
-    (``"rfft"``) for x up to float32.
+    Saved for backward: x, from which the spectrum is computed again. The second derivative raises RuntimeError
+    (`mlip_kernels.use_reference` computes it).
 
     Raises:
         TypeError, ValueError: naming the argument; negative band numbers, and more than 2³⁰ bands times coefficients.
@@ -52,7 +53,7 @@ def band_energy(
     check_choice("basis", basis, ("dct", "rfft"))
     shape = spectrum_shape(x.shape[1] - prefix_tokens, grid, basis)
     bands, count = check_bands(bands, x, shape, spectrum_layout(grid, basis))
-    return reference.band_energy(x, bands, count, grid, basis, prefix_tokens)
+    return reference.band_energy(x, bands, count, grid, basis, prefix_tokens, primitives())
 
 
 def token_energy(
@@ -80,7 +81,8 @@ def token_energy(
         ``[B, N]`` in float32, in float64 for a float64 x. Equal tokens have energy 0 up to rounding for any cutoff
         above 0.
 
-    Saved for backward: the filtered tokens, ``4 · B · N · D`` bytes for x up to float32.
+    Saved for backward: x, from which the filtered tokens are computed again. The second derivative raises
+    RuntimeError (`mlip_kernels.use_reference` computes it).
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -88,7 +90,7 @@ def token_energy(
     x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
     cutoff = check_number("cutoff", cutoff, minimum=0.0, maximum=1.0)
     check_choice("basis", basis, ("dct", "rfft"))
-    return reference.token_energy(x, cutoff, grid, basis, prefix_tokens)
+    return reference.token_energy(x, cutoff, grid, basis, prefix_tokens, primitives())
 
 
 def amplitude_phase(
@@ -120,4 +122,4 @@ def amplitude_phase(
     """
     x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
     eps = check_number("eps", eps, minimum=0.0)
-    return reference.amplitude_phase(x, grid, eps, prefix_tokens)
+    return reference.amplitude_phase(x, grid, eps, prefix_tokens, primitives())

@@ -14,6 +14,7 @@ from mlip_kernels.ops.spectral.checks import (
     spectrum_layout,
     spectrum_shape,
 )
+from mlip_kernels.ops.spectral.primitives import primitives
 from mlip_kernels.reference import spectral as reference
 
 
@@ -49,8 +50,8 @@ def spectral_filter(
         ``[B, N, D]`` in the dtype of x, computed in float32 (float64 if x or the weight is) and rounded once. A weight
         of zeros gives zeros; an infinite or NaN token makes its channel NaN.
 
-    Saved for backward: the spectrum of x in the computing precision, ``4 · B · N · D`` bytes (``"dct"``) or about
-    ``4 · B · (N + 2 H) · D`` bytes (``"rfft"``) for x up to float32, where the weight needs a gradient, and the weight.
+    Saved for backward: the weight where x needs a gradient, x where the weight does; the spectrum is computed again.
+    The operator is linear in either: it can be differentiated any number of times.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -62,4 +63,5 @@ def spectral_filter(
     pair, channels = ([2], ", D, 2") if basis == "rfft" else ([], ", D")
     shape = [*spectrum_shape(x.shape[1] - prefix_tokens, grid, basis), x.shape[2], *pair]
     weight = check_filter_weight(weight, x, shape, spectrum_layout(grid, basis, channels))
-    return reference.spectral_filter(x, weight, grid, basis, check_norm(norm), prefix_tokens)
+    check_norm(norm)
+    return reference.spectral_filter(x, weight, grid, basis, prefix_tokens, primitives())

@@ -14,6 +14,7 @@ from mlip_kernels.ops.spectral.checks import (
     check_norm,
     check_spectrum,
 )
+from mlip_kernels.ops.spectral.primitives import primitives
 from mlip_kernels.reference import spectral as reference
 
 
@@ -56,7 +57,7 @@ def dct(
     x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
     dim = check_axis(dim, grid)
     type = check_dct_type(type, _lengths(x, dim, grid, prefix_tokens))
-    return reference.dct(x, type, dim, grid, check_norm(norm), prefix_tokens)
+    return reference.dct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives())
 
 
 def idct(
@@ -77,7 +78,7 @@ def idct(
     x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
     dim = check_axis(dim, grid)
     type = check_dct_type(type, _lengths(x, dim, grid, prefix_tokens))
-    return reference.idct(x, type, dim, grid, check_norm(norm), prefix_tokens)
+    return reference.idct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives())
 
 
 def rfft(
@@ -107,7 +108,7 @@ def rfft(
     Source: Cooley and Tukey, Mathematics of Computation 19, 1965, for the transform; definition of ``torch.fft``.
     """
     x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
-    return reference.rfft(x, grid, check_norm(norm), prefix_tokens)
+    return reference.rfft(x, grid, check_norm(norm), prefix_tokens, primitives())
 
 
 def irfft(
@@ -142,7 +143,7 @@ def irfft(
         TypeError, ValueError: naming the argument. A spectrum is never cropped or padded to fit n.
     """
     real, imag, n, grid = check_spectrum(real, imag, n, grid)
-    return reference.irfft(real, imag, n, grid, check_norm(norm))
+    return reference.irfft(real, imag, n, grid, check_norm(norm), primitives())
 
 
 def spectral_resize(
@@ -178,7 +179,7 @@ def spectral_resize(
     x, _, prefix_tokens = check_grid_tokens(x, old, prefix_tokens)
     if not isinstance(rescale, bool):
         raise TypeError(f"rescale: expected True or False, got {rescale!r}")
-    return reference.spectral_resize(x, old, new, rescale, prefix_tokens)
+    return reference.spectral_resize(x, old, new, rescale, prefix_tokens, primitives())
 
 
 def _lengths(x: Tensor, dim: int, grid: tuple[int, int] | None, prefix_tokens: int) -> tuple[int, ...]:

@@ -5,51 +5,61 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mlip_kernels.reference.spectral.constants import constant, product
-from mlip_kernels.reference.spectral.frequencies import equal_bands, high_pass, multiplicity
-from mlip_kernels.reference.spectral.matrices import dct_matrix, idct_matrix
-from mlip_kernels.reference.spectral.transforms import Grid, dct_wide, irfft_wide, rfft_wide, wide
+from mlip_kernels.reference.spectral.constants import compute_dtype, constant
+from mlip_kernels.reference.spectral.frequencies import equal_bands, high_pass
+from mlip_kernels.reference.spectral.matrices import dct_matrix
+from mlip_kernels.reference.spectral.primitives import PLAIN, Primitives
+from mlip_kernels.reference.spectral.transforms import (
+    Grid,
+    Matrices,
+    axes_of,
+    cosine_matrices,
+    fourier_matrices,
+    rfft,
+)
 
 
 def band_energy(
-    x: Tensor, bands: int | Tensor, count: int, grid: Grid | None, basis: str, prefix_tokens: int
+    x: Tensor,
+    bands: int | Tensor,
+    count: int,
+    grid: Grid | None,
+    basis: str,
+    prefix_tokens: int,
+    primitives: Primitives = PLAIN,
 ) -> Tensor:
     """See `mlip_kernels.band_energy`; ``count`` is the number of bands, also where ``bands`` names them."""
-    tokens = wide(x[:, prefix_tokens:])
-    axes = grid or (tokens.shape[1],)
+    height, width = axes_of(x, grid, prefix_tokens)
     if isinstance(bands, Tensor):
-        weights = constant(multiplicity, axes, basis, device=x.device, dtype=tokens.dtype)
-        members = _members(bands.to(x.device).long(), weights, count)
+        named = bands.to(x.device, torch.int32).flatten()
     else:
-        members = constant(_equal_members, axes, basis, count, device=x.device, dtype=tokens.dtype)
-    if basis == "dct":
-        power = dct_wide(tokens, dct_matrix, 2, grid, "ortho").square()
-    else:
-        real, imaginary = rfft_wide(tokens, grid, "ortho")
-        power = (real.square() + imaginary.square()).flatten(1, -2)
-    return product(members, power).to(x.dtype)
+        named = constant(equal_bands, grid or (width,), basis, count, device=x.device, dtype=torch.int32).flatten()
+    matrices = _matrices(x, height, width, grid, basis)
+    return primitives.band_energy(x, named, count, *matrices, height, width, prefix_tokens, basis == "rfft")
 
 
-def token_energy(x: Tensor, cutoff: float, grid: Grid | None, basis: str, prefix_tokens: int) -> Tensor:
+def token_energy(
+    x: Tensor,
+    cutoff: float,
+    grid: Grid | None,
+    basis: str,
+    prefix_tokens: int,
+    primitives: Primitives = PLAIN,
+) -> Tensor:
     """See `mlip_kernels.token_energy`."""
-    tokens = wide(x[:, prefix_tokens:])
-    n = tokens.shape[1]
-    kept = constant(high_pass, grid or (n,), basis, cutoff, device=x.device, dtype=tokens.dtype).unsqueeze(-1)
-    if basis == "dct":
-        high = dct_wide(tokens, dct_matrix, 2, grid, "ortho") * kept.reshape(n, 1)
-        high = dct_wide(high, idct_matrix, 2, grid, "ortho")
-    else:
-        real, imaginary = rfft_wide(tokens, grid, "ortho")
-        high = irfft_wide(real * kept, imaginary * kept, n, grid, "ortho")
-    return F.pad(high.square().sum(-1), (prefix_tokens, 0))
+    height, width = axes_of(x, grid, prefix_tokens)
+    kept = constant(high_pass, grid or (width,), basis, cutoff, device=x.device, dtype=compute_dtype(x))
+    kept = kept.reshape(height, width) if basis == "dct" else kept.reshape(height, width // 2 + 1, 1)
+    return primitives.token_energy(x, kept, *_matrices(x, height, width, grid, basis), height, width, prefix_tokens)
 
 
-def amplitude_phase(x: Tensor, grid: Grid | None, eps: float, prefix_tokens: int) -> tuple[Tensor, Tensor]:
+def amplitude_phase(
+    x: Tensor, grid: Grid | None, eps: float, prefix_tokens: int, primitives: Primitives = PLAIN
+) -> tuple[Tensor, Tensor]:
     """See `mlip_kernels.amplitude_phase`."""
-    real, imaginary = rfft_wide(wide(x[:, prefix_tokens:]), grid, "ortho")
+    real, imaginary = rfft(x.to(compute_dtype(x)), grid, "ortho", prefix_tokens, primitives)
     with torch.no_grad():
         amplitude, phase = torch.hypot(real, imaginary), torch.atan2(imaginary, real)
         # Below the square root of the smallest normal number the derivative of atan2 squares to zero.
@@ -62,12 +72,7 @@ def amplitude_phase(x: Tensor, grid: Grid | None, eps: float, prefix_tokens: int
     return amplitude.to(x.dtype), phase.to(x.dtype)
 
 
-def _members(bands: Tensor, weights: Tensor, count: int) -> Tensor:
-    """``[count, coefficients]``: the multiplicity of each coefficient in its band's row, 0 in the others."""
-    named = bands.reshape(1, -1) == torch.arange(count, device=bands.device)[:, None]
-    return torch.where(named, weights.reshape(1, -1), 0.0)
-
-
-def _equal_members(axes: tuple[int, ...], basis: str, count: int, *, device: torch.device) -> Tensor:
-    bands = equal_bands(axes, basis, count, device=device)
-    return _members(bands, multiplicity(axes, basis, device=device), count)
+def _matrices(x: Tensor, height: int, width: int, grid: Grid | None, basis: str) -> Matrices:
+    if basis == "dct":
+        return cosine_matrices(x, dct_matrix, height, width, 2, grid, "ortho")
+    return fourier_matrices(x, height, width, grid, "ortho")

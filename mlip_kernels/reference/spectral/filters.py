@@ -5,24 +5,21 @@ from __future__ import annotations
 from torch import Tensor
 
 from mlip_kernels.reference.spectral.constants import compute_dtype
-from mlip_kernels.reference.spectral.matrices import dct_matrix, idct_matrix
-from mlip_kernels.reference.spectral.transforms import Grid, behind_prefix, dct_wide, irfft_wide, rfft_wide
+from mlip_kernels.reference.spectral.matrices import dct_matrix
+from mlip_kernels.reference.spectral.primitives import PLAIN, Primitives
+from mlip_kernels.reference.spectral.transforms import Grid, axes_of, cosine_matrices, fourier_matrices
 
 
-def spectral_filter(x: Tensor, weight: Tensor, grid: Grid | None, basis: str, norm: str, prefix_tokens: int) -> Tensor:
-    """See `mlip_kernels.spectral_filter`."""
+def spectral_filter(
+    x: Tensor, weight: Tensor, grid: Grid | None, basis: str, prefix_tokens: int, primitives: Primitives = PLAIN
+) -> Tensor:
+    """See `mlip_kernels.spectral_filter`; norms cancel, so the orthonormal transforms serve all of them."""
     dtype = compute_dtype(x, weight)
-    tokens, weight = x[:, prefix_tokens:].to(dtype), weight.to(dtype)
+    tokens = x if compute_dtype(x) == dtype else x.to(dtype)
+    height, width = axes_of(x, grid, prefix_tokens)
     if basis == "dct":
-        spectrum = dct_wide(tokens, dct_matrix, 2, grid, norm) * weight.reshape(tokens.shape[1:])
-        return behind_prefix(x, dct_wide(spectrum, idct_matrix, 2, grid, norm), prefix_tokens)
-    real, imaginary = rfft_wide(tokens, grid, norm)
-    weight_real, weight_imaginary = weight.unbind(-1)
-    filtered = irfft_wide(
-        real * weight_real - imaginary * weight_imaginary,
-        real * weight_imaginary + imaginary * weight_real,
-        tokens.shape[1],
-        grid,
-        norm,
-    )
-    return behind_prefix(x, filtered, prefix_tokens)
+        matrices = cosine_matrices(tokens, dct_matrix, height, width, 2, grid, "ortho")
+    else:
+        matrices = fourier_matrices(tokens, height, width, grid, "ortho")
+    weight = (weight if grid else weight.unsqueeze(0)).to(dtype)
+    return primitives.filtered(tokens, weight, *matrices, height, width, prefix_tokens).to(x.dtype)

@@ -1,9 +1,7 @@
 """The transforms as small dense float64 matrices, one per axis.
 
 Angles are reduced, as integers, to an eighth of a turn on either side of 0 before the cosine is taken: every entry is
-right to about one rounding, and the sine rows of DC and Nyquist are exactly zero. In matrices of the FFT along H, the
-real and the imaginary part of a point are two neighbouring entries on the token side and two blocks on the frequency
-side.
+right to about one rounding, and the sine rows of DC and Nyquist are exactly zero.
 """
 
 from __future__ import annotations
@@ -90,21 +88,17 @@ def irfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
 
 
 def fft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
-    """``[2, n, 2 n]``: complex points (real, imaginary in turn) to the real and the imaginary part of their FFT."""
+    """``[2, n, n]``: real and imaginary part of the matrix of the complex FFT."""
     k = torch.arange(n, device=device)
     cosine, sine = _waves(k, k, n)
-    real = torch.stack((cosine, sine), 2).reshape(n, 2 * n)
-    imaginary = torch.stack((-sine, cosine), 2).reshape(n, 2 * n)
-    return torch.stack((real, imaginary)) * _scale(norm, n)
+    return torch.stack((cosine, -sine)) * _scale(norm, n)
 
 
 def ifft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
-    """``[2 n, 2 n]``: real parts, then imaginary parts, of a spectrum to complex points (real, imaginary in turn)."""
+    """``[2, n, n]``: real and imaginary part of the matrix of the inverse of the complex FFT."""
     k = torch.arange(n, device=device)
     cosine, sine = _waves(k, k, n)
-    real = torch.cat((cosine, -sine), 1)
-    imaginary = torch.cat((sine, cosine), 1)
-    return torch.stack((real, imaginary), 1).reshape(2 * n, 2 * n) * _scale(norm, n, inverse=True)
+    return torch.stack((cosine, sine)) * _scale(norm, n, inverse=True)
 
 
 def resize_matrix(n: int, new_n: int, rescale: bool, *, device: torch.device) -> Tensor:

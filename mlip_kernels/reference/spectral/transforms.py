@@ -1,4 +1,4 @@
-"""DCT, real FFT and spectral resizing of tokens: one broadcast matmul per axis, tokens never permuted."""
+"""DCT, real FFT and spectral resizing of tokens: which matrices they are."""
 
 from __future__ import annotations
 
@@ -17,103 +17,92 @@ from mlip_kernels.reference.spectral.matrices import (
     resize_matrix,
     rfft_matrix,
 )
+from mlip_kernels.reference.spectral.primitives import PLAIN, Primitives
 
 Grid = tuple[int, int]
+Matrices = tuple[Tensor | None, Tensor]
+"""``along_h`` and ``along_w``."""
 
 
-def dct(x: Tensor, type: int, dim: int, grid: Grid | None, norm: str, prefix_tokens: int) -> Tensor:
+def dct(
+    x: Tensor, type: int, dim: int, grid: Grid | None, norm: str, prefix_tokens: int, primitives: Primitives = PLAIN
+) -> Tensor:
     """See `mlip_kernels.dct`."""
-    return _cosine_transform(x, dct_matrix, type, dim, grid, norm, prefix_tokens)
+    return _cosine_transform(x, dct_matrix, type, dim, grid, norm, prefix_tokens, primitives)
 
 
-def idct(x: Tensor, type: int, dim: int, grid: Grid | None, norm: str, prefix_tokens: int) -> Tensor:
+def idct(
+    x: Tensor, type: int, dim: int, grid: Grid | None, norm: str, prefix_tokens: int, primitives: Primitives = PLAIN
+) -> Tensor:
     """See `mlip_kernels.idct`."""
-    return _cosine_transform(x, idct_matrix, type, dim, grid, norm, prefix_tokens)
+    return _cosine_transform(x, idct_matrix, type, dim, grid, norm, prefix_tokens, primitives)
 
 
-def rfft(x: Tensor, grid: Grid | None, norm: str, prefix_tokens: int) -> tuple[Tensor, Tensor]:
+def rfft(
+    x: Tensor, grid: Grid | None, norm: str, prefix_tokens: int, primitives: Primitives = PLAIN
+) -> tuple[Tensor, Tensor]:
     """See `mlip_kernels.rfft`."""
-    real, imaginary = rfft_wide(wide(x[:, prefix_tokens:]), grid, norm)
-    return real.to(x.dtype), imaginary.to(x.dtype)
+    height, width = axes_of(x, grid, prefix_tokens)
+    matrices = fourier_matrices(x, height, width, grid, norm)
+    real, imaginary = primitives.analysis(x, *matrices, height, width, prefix_tokens)
+    return (real, imaginary) if grid else (real.flatten(1, 2), imaginary.flatten(1, 2))
 
 
-def irfft(real: Tensor, imaginary: Tensor, n: int, grid: Grid | None, norm: str) -> Tensor:
+def irfft(
+    real: Tensor, imaginary: Tensor, n: int, grid: Grid | None, norm: str, primitives: Primitives = PLAIN
+) -> Tensor:
     """See `mlip_kernels.irfft`; ``n`` is the number of tokens, also where ``grid`` is given."""
-    return irfft_wide(wide(real), wide(imaginary), n, grid, norm).to(real.dtype)
+    height, width = grid or (1, n)
+    along_h = _matrix(real, ifft_matrix, height, norm) if grid else None
+    along_w = _matrix(real, irfft_matrix, width, norm)
+    if not grid:
+        real, imaginary = real.unsqueeze(1), imaginary.unsqueeze(1)
+    return primitives.synthesis(real, imaginary, along_h, along_w, 0)
 
 
-def spectral_resize(x: Tensor, grid: Grid, new_grid: Grid, rescale: bool, prefix_tokens: int) -> Tensor:
+def spectral_resize(
+    x: Tensor, grid: Grid, new_grid: Grid, rescale: bool, prefix_tokens: int, primitives: Primitives = PLAIN
+) -> Tensor:
     """See `mlip_kernels.spectral_resize`."""
-    (height, width), (new_height, new_width) = grid, new_grid
-    tokens = wide(x[:, prefix_tokens:])
-    along_w = _matrix(tokens, resize_matrix, width, new_width, rescale)
-    along_h = _matrix(tokens, resize_matrix, height, new_height, rescale)
-    batch, _, channels = tokens.shape
-    tokens = product(along_w, tokens.reshape(batch * height, width, channels))
-    tokens = product(along_h, tokens.reshape(batch, height, new_width * channels))
-    return behind_prefix(x, tokens.reshape(batch, new_height * new_width, channels), prefix_tokens)
+    along_h, along_w = (_matrix(x, resize_matrix, *axis, rescale) for axis in zip(grid, new_grid, strict=True))
+    return primitives.separable(x, along_h, along_w, *grid, prefix_tokens)
 
 
-def wide(x: Tensor) -> Tensor:
-    """``x`` in the precision that the transforms compute in."""
-    return x.to(compute_dtype(x))
+def axes_of(x: Tensor, grid: Grid | None, prefix_tokens: int) -> Grid:
+    """Height and width: the token axis is a grid of one row."""
+    return grid or (1, x.shape[1] - prefix_tokens)
 
 
-def behind_prefix(x: Tensor, tokens: Tensor, prefix_tokens: int) -> Tensor:
-    """``tokens`` narrowed to the dtype of ``x``, behind the prefix tokens of ``x`` as they are."""
-    tokens = tokens.to(x.dtype)
-    return torch.cat((x[:, :prefix_tokens], tokens), 1) if prefix_tokens else tokens.contiguous()
+def cosine_matrices(
+    x: Tensor, build: Callable[..., Tensor], height: int, width: int, type: int, grid: Grid | None, norm: str
+) -> Matrices:
+    """The DCT along both axes of the grid, or along the token axis."""
+    return _matrix(x, build, height, type, norm) if grid else None, _matrix(x, build, width, type, norm)
 
 
-def dct_wide(x: Tensor, build: Callable[..., Tensor], type: int, grid: Grid | None, norm: str) -> Tensor:
-    """Transform float32 or float64 tokens over the token axis or the grid."""
-    batch, tokens, channels = x.shape
-    if grid is None:
-        return product(_matrix(x, build, tokens, type, norm), x)
-    height, width = grid
-    y = product(_matrix(x, build, width, type, norm), x.reshape(batch * height, width, channels))
-    y = product(_matrix(x, build, height, type, norm), y.reshape(batch, height, width * channels))
-    return y.reshape(batch, tokens, channels)
-
-
-def rfft_wide(x: Tensor, grid: Grid | None, norm: str) -> tuple[Tensor, Tensor]:
-    """Real FFT of float32 or float64 tokens: ``[B, N // 2 + 1, D]`` or ``[B, H, W // 2 + 1, D]``, twice."""
-    batch, tokens, channels = x.shape
-    if grid is None:
-        cosine, sine = _matrix(x, rfft_matrix, tokens, norm).chunk(2)
-        return product(cosine, x), product(sine, x)
-    height, width = grid
-    kept = width // 2 + 1
-    half = product(_matrix(x, rfft_matrix, width, norm), x.reshape(batch * height, width, channels))
-    half = half.reshape(batch, 2 * height, kept * channels)
-    to_real, to_imaginary = _matrix(x, fft_matrix, height, norm)
-    shape = (batch, height, kept, channels)
-    return product(to_real, half).reshape(shape), product(to_imaginary, half).reshape(shape)
-
-
-def irfft_wide(real: Tensor, imaginary: Tensor, n: int, grid: Grid | None, norm: str) -> Tensor:
-    """Inverse of `rfft_wide` to ``[B, n, D]``; what a real signal cannot have is ignored as CPU ``irfft2`` does."""
-    batch, channels = real.shape[0], real.shape[-1]
-    spectrum = torch.cat((real, imaginary), 1)
-    if grid is None:
-        return product(_matrix(real, irfft_matrix, n, norm), spectrum)
-    height, width = grid
-    kept = width // 2 + 1
-    half = product(_matrix(real, ifft_matrix, height, norm), spectrum.reshape(batch, 2 * height, kept * channels))
-    tokens = product(_matrix(real, irfft_matrix, width, norm), half.reshape(batch * height, 2 * kept, channels))
-    return tokens.reshape(batch, n, channels)
+def fourier_matrices(x: Tensor, height: int, width: int, grid: Grid | None, norm: str) -> Matrices:
+    """The real FFT along rows and the complex FFT along columns."""
+    return _matrix(x, fft_matrix, height, norm) if grid else None, _matrix(x, rfft_matrix, width, norm)
 
 
 def _matrix(x: Tensor, build: Callable[..., Tensor], *parameters: object) -> Tensor:
-    return constant(build, *parameters, device=x.device, dtype=x.dtype)
+    return constant(build, *parameters, device=x.device, dtype=compute_dtype(x))
 
 
 def _cosine_transform(
-    x: Tensor, build: Callable[..., Tensor], type: int, dim: int, grid: Grid | None, norm: str, prefix_tokens: int
+    x: Tensor,
+    build: Callable[..., Tensor],
+    type: int,
+    dim: int,
+    grid: Grid | None,
+    norm: str,
+    prefix_tokens: int,
+    primitives: Primitives,
 ) -> Tensor:
-    tokens = wide(x[:, prefix_tokens:])
-    if dim == 1:
-        tokens = dct_wide(tokens, build, type, grid, norm)
-    else:
-        tokens = product(_matrix(tokens, build, x.shape[2], type, norm), tokens.mT).mT
-    return behind_prefix(x, tokens, prefix_tokens)
+    if dim == 2:  # over the channels: a matrix product, which a library does best
+        matrix = _matrix(x, build, x.shape[2], type, norm)
+        tokens = product(matrix, x[:, prefix_tokens:].to(matrix.dtype).mT).mT.to(x.dtype)
+        return torch.cat((x[:, :prefix_tokens], tokens), 1) if prefix_tokens else tokens.contiguous()
+    height, width = axes_of(x, grid, prefix_tokens)
+    matrices = cosine_matrices(x, build, height, width, type, grid, norm)
+    return primitives.separable(x, *matrices, height, width, prefix_tokens)
