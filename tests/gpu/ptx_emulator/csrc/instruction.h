@@ -58,9 +58,10 @@ struct Instruction {
   bool extend_to_64 = false;  // ld: a signed value is extended to a register of 64 bits
   bool exempt = false;        // volatile, relaxed and ordered accesses are not checked for races
   bool negate_predicate = false;
-  int operation = 0;           // variant within a family: comparison, shuffle mode, atomic operation, ...
-  int combine = 0;             // setp: how the comparison is combined with a predicate
-  std::array<int, 3> shape{};  // of a matrix instruction: m, n, k
+  bool warpgroup_product = false;  // wgmma.mma_async
+  int operation = 0;               // variant within a family: comparison, shuffle mode, atomic operation, ...
+  int combine = 0;                 // setp: how the comparison is combined with a predicate
+  std::array<int, 3> shape{};      // of a matrix instruction: m, n, k
 
   int mnemonic = 0;  // index into Program::mnemonics
   int line = 0;      // in the PTX text

@@ -15,6 +15,8 @@ Warp::Warp(Block& block_, int index_) : block(block_), index(index_) {
   const Kernel& kernel = block.grid.kernel;
   registers_.assign(size_t(kernel.rows) * WARP_SIZE, UNSET_REGISTER);
   for (const auto& [r, value] : kernel.immediates) std::fill_n(row(r), WARP_SIZE, value);
+  const auto is_product = [](const Instruction& instruction) { return instruction.warpgroup_product; };
+  if (std::any_of(kernel.code.begin(), kernel.code.end(), is_product)) product_registers.resize(size_t(kernel.rows));
   clock.warp = index;
   clock.of.assign(size_t(block.grid.warps_per_block()), 0);
 }
@@ -26,6 +28,7 @@ void Warp::start(int lanes_) {
   std::fill_n(at_, WARP_SIZE, 0);
   for (AsyncCopies& copies : async_copies) copies = {};
   products = {};
+  if (product_registers.watches()) product_registers.resize(size_t(block.grid.kernel.rows));
   local.assign(size_t(block.grid.kernel.local_bytes) * WARP_SIZE, 0xcd);
   clock.synchronise_lanes(ALL_LANES);
 }
@@ -90,7 +93,10 @@ bool Warp::step(Group& group) {
   }
   switch (instruction.flow) {
     case Flow::next:
-      if (mask) instruction.execute(*this, instruction, mask);
+      if (mask) {
+        if (product_registers.watches()) check_product_registers(instruction, mask);
+        instruction.execute(*this, instruction, mask);
+      }
       ++group.at;
       return true;
     case Flow::branch:
@@ -105,6 +111,11 @@ bool Warp::step(Group& group) {
       return false;
   }
   return false;
+}
+
+void Warp::check_product_registers(const Instruction& instruction, Mask mask) {
+  const char* wrong = product_registers.execute(instruction);
+  if (wrong) fault(FaultKind::async_copy, instruction, __builtin_ctz(mask), wrong);
 }
 
 bool Warp::branch(const Instruction& instruction, Group& group, Mask taken) {

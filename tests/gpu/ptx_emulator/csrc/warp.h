@@ -7,6 +7,7 @@
 #include "fault.h"
 #include "instruction.h"
 #include "race.h"
+#include "warpgroup_registers.h"
 
 namespace ptx {
 
@@ -82,7 +83,8 @@ class Warp {
 
   AsyncCopies async_copies[WARP_SIZE];
   WarpgroupProducts products;
-  std::vector<uint8_t> local;  // [lanes, bytes]
+  WarpgroupRegisters product_registers;  // watched where the kernel uses wgmma
+  std::vector<uint8_t> local;            // [lanes, bytes]
 
  private:
   struct Group {
@@ -94,6 +96,7 @@ class Warp {
   bool step(Group& group);
   void move(Mask lanes, int to);
   Mask guarded(const Instruction& instruction, Mask lanes);
+  void check_product_registers(const Instruction& instruction, Mask mask);
   bool branch(const Instruction& instruction, Group& group, Mask taken);
   void end(Mask lanes);
 

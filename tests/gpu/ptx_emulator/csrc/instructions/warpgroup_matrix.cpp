@@ -196,9 +196,15 @@ void wait_group(Warp& warp, const Instruction& i, Mask) {
       products.accumulators.erase(finished);
     }
   }
+  warp.product_registers.nothing_in_flight();
+  const auto still_in_flight = [&](const std::vector<WarpgroupProduct>& group) {
+    for (const WarpgroupProduct& product : group) warp.product_registers.in_flight(*product.instruction);
+  };
+  std::for_each(products.committed.begin(), products.committed.end(), still_in_flight);
+  still_in_flight(products.open);
 }
 
-void fence(Warp&, const Instruction&, Mask) {}
+void fence(Warp& warp, const Instruction&, Mask) { warp.product_registers.fence(); }
 
 void decode_product(const Mnemonic& mnemonic, Operands& operands, Instruction& i) {
   const auto shape = mnemonic.shape();
@@ -207,6 +213,7 @@ void decode_product(const Mnemonic& mnemonic, Operands& operands, Instruction& i
                      (types[1] == Type::f16 || types[1] == Type::bf16 || types[1] == Type::tf32) &&
                      (types[0] == Type::f32 || (types[0] == Type::f16 && types[1] == Type::f16));
   if (!shape || (*shape)[0] != 64 || !known || mnemonic.has("sp")) unsupported(mnemonic);
+  i.warpgroup_product = true;
   i.shape = *shape;
   i.space = Space::shared;
   i.access_bytes = bytes_of_element(i);
