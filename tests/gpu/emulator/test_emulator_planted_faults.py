@@ -6,11 +6,13 @@ import numpy as np
 import planted_memory
 import planted_races
 import planted_waits
+import planted_warpgroup
 import pytest
 from planted import Planted
 from ptx_emulator import Buffer, Emulator, EmulatorError
 
-PLANTED = planted_memory.MEMORY + planted_races.RACES + planted_waits.BARRIERS + planted_waits.COPIES
+PLANTED = planted_memory.MEMORY + planted_races.RACES + planted_waits.BARRIERS
+PLANTED += planted_waits.COPIES + planted_warpgroup.WARPGROUP
 SCHEDULES = [("round_robin", 0), ("reversed", 0), ("random", 1), ("random", 2), ("random", 3)]
 BYTES = 256
 
