@@ -124,4 +124,3 @@ def build_emulator() -> Path:
     commands = [(command, source, f"{source.relative_to(folder)}.o".replace("/", "-")) for source in sources]
     headers = [file for file in folder.rglob("*") if file.suffix in HEADERS]
     return build("_ptx_emulator", commands, [*compiler(), "-shared"], depends=headers)
-
