@@ -8,7 +8,14 @@
 #include "cpu/types.h"
 
 #if MLIP_X86
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 warns about its own AVX-512 header
+#endif
 #include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 #endif
 
 #define MLIP_VECTOR_BYTES 16

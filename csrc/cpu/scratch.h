@@ -1,0 +1,27 @@
+// Working memory of one thread.
+#pragma once
+#include <cstddef>
+#include <cstring>
+#include <new>
+
+namespace mlip::cpu {
+
+// Aligned to whole vectors and cache lines, and set to 0: what pads the last channels is a number.
+class Scratch {
+ public:
+  explicit Scratch(std::size_t bytes) : memory(::operator new(bytes, ALIGNMENT)) { std::memset(memory, 0, bytes); }
+  ~Scratch() { ::operator delete(memory, ALIGNMENT); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  template <typename T>
+  T* as() {
+    return static_cast<T*>(memory);
+  }
+
+ private:
+  static constexpr std::align_val_t ALIGNMENT{64};
+  void* memory;
+};
+
+}  // namespace mlip::cpu
