@@ -1,7 +1,9 @@
 // wgmma (sm_90a): products of 64 x k and k x n matrices by four warps, B and optionally A in shared memory.
 //
-// A product runs when the warp waits for its group; until then its accumulators read as NaN. Each warp computes the 16
-// rows that are its own. Fences between the proxies are not modelled: a missing fence.proxy.async goes unnoticed.
+// A product runs when the warp waits for its group; until then its accumulators read as NaN. The hardware may read the
+// operands in shared memory at any time from issue to wait: both ends are checked, and the later one gives the values.
+// Each warp computes the 16 rows that are its own. Fences between the proxies are not modelled: a missing
+// fence.proxy.async goes unnoticed.
 #include "elements.h"
 
 namespace ptx {
@@ -57,15 +59,6 @@ class SharedMatrix {
   int element_;
 };
 
-float load_element(Warp& warp, const Instruction& i, uint32_t offset) {
-  const int bytes = bytes_of_element(i);
-  const uint8_t* from = warp.block.reach_readily(warp, 0, offset, bytes);
-  if (!from) from = warp.block.reach(warp, i, 0, Space::shared, offset, bytes, AccessKind::read);
-  uint32_t bits = 0;
-  if (from) std::memcpy(&bits, from, size_t(bytes));
-  return from ? to_number(bits, i.source_type) : std::numeric_limits<float>::quiet_NaN();
-}
-
 // The operation's bits: whether A and B are transposed, that is, contiguous along M and N.
 bool a_is_k_major(const Instruction& i) { return !(i.operation & 1); }
 bool b_is_k_major(const Instruction& i) { return !(i.operation & 2); }
@@ -76,23 +69,56 @@ std::vector<std::vector<uint64_t>> values_of(Warp& warp, const Instruction& i) {
   return values;
 }
 
+constexpr int CHUNK = 16;  // bytes that lie together in every layout
+
+// Calls use(bytes, index, step) for the chunks of rows `first` to `first` + `count` along M or N: the elements from
+// (index, step) on, along K, or along the rows where the matrix is transposed. `bytes` is null after a fault.
+template <class Use>
+void for_chunks(Warp& warp, const Instruction& i, uint64_t descriptor, bool major_is_k, int first, int count, Use use) {
+  const int k = i.shape[2], element = bytes_of_element(i), together = CHUNK / element;
+  const SharedMatrix matrix(descriptor, major_is_k, element);
+  for (int index = first; index < first + count; index += major_is_k ? 1 : together) {
+    for (int step = 0; step < k; step += major_is_k ? together : 1) {
+      const uint32_t offset = matrix.offset(index, step);
+      const uint8_t* bytes = warp.block.reach_readily(warp, 0, offset, CHUNK);
+      if (!bytes) bytes = warp.block.reach(warp, i, 0, Space::shared, offset, CHUNK, AccessKind::read);
+      use(bytes, index, step);
+    }
+  }
+}
+
+int first_row_of(const Warp& warp) { return warp.index % 4 * ROWS; }
+
+void check_operands(Warp& warp, const WarpgroupProduct& product) {
+  const Instruction& i = *product.instruction;
+  const auto ignore = [](const uint8_t*, int, int) {};
+  if (product.a.empty()) {
+    for_chunks(warp, i, product.a_descriptor, a_is_k_major(i), first_row_of(warp), ROWS, ignore);
+  }
+  for_chunks(warp, i, product.b_descriptor, b_is_k_major(i), 0, i.shape[1], ignore);
+}
+
 void run(Warp& warp, const WarpgroupProduct& product, std::vector<std::vector<uint64_t>>& accumulators) {
   const Instruction& i = *product.instruction;
-  const int n = i.shape[1], k = i.shape[2], element = bytes_of_element(i), first_row = warp.index % 4 * ROWS;
-  std::vector<double> a(size_t(ROWS * k)), b(size_t(k * n)), sums(size_t(ROWS * n));
-  const SharedMatrix a_in_shared(product.a_descriptor, a_is_k_major(i), element);
-  const SharedMatrix b_in_shared(product.b_descriptor, b_is_k_major(i), element);
-  for (int row = 0; row < ROWS; ++row) {
-    for (int step = 0; step < k; ++step) {
-      a[size_t(row * k + step)] = product.a.empty() ? load_element(warp, i, a_in_shared.offset(first_row + row, step))
-                                                    : product.a[size_t(row * k + step)];
-    }
+  const int n = i.shape[1], k = i.shape[2], element = bytes_of_element(i), first_row = first_row_of(warp);
+  std::vector<double> a(product.a.begin(), product.a.end()), b(size_t(k * n)), sums(size_t(ROWS * n));
+  const auto store_to = [&](double* to, int first, int row_stride, int step_stride, bool major_is_k) {
+    return [=, &i](const uint8_t* bytes, int row, int step) {
+      for (int x = 0; x < CHUNK / element; ++x) {
+        uint32_t bits = 0;
+        if (bytes) std::memcpy(&bits, bytes + x * element, size_t(element));
+        double& place =
+            to[(row - first + (major_is_k ? 0 : x)) * row_stride + (step + (major_is_k ? x : 0)) * step_stride];
+        place = bytes ? to_number(bits, i.source_type) : std::numeric_limits<double>::quiet_NaN();
+      }
+    };
+  };
+  if (product.a.empty()) {
+    a.resize(size_t(ROWS * k));
+    const auto store = store_to(a.data(), first_row, k, 1, a_is_k_major(i));
+    for_chunks(warp, i, product.a_descriptor, a_is_k_major(i), first_row, ROWS, store);
   }
-  for (int column = 0; column < n; ++column) {
-    for (int step = 0; step < k; ++step) {
-      b[size_t(step * n + column)] = load_element(warp, i, b_in_shared.offset(column, step));
-    }
-  }
+  for_chunks(warp, i, product.b_descriptor, b_is_k_major(i), 0, n, store_to(b.data(), 0, 1, n, b_is_k_major(i)));
   const bool half = i.type == Type::f16;
   const auto visit = [&](auto action) {
     for (int lane = 0; lane < WARP_SIZE; ++lane) {
@@ -160,6 +186,7 @@ void issue(Warp& warp, const Instruction& i, Mask mask) {
   auto& accumulators = warp.products.accumulators;
   if (!accumulators.count(i.destinations.front())) accumulators[i.destinations.front()] = values_of(warp, i);
   for (const Row r : i.destinations) std::fill_n(warp.row(r), WARP_SIZE, PENDING);
+  check_operands(warp, product);
   warp.products.open.push_back(std::move(product));
 }
 
@@ -216,7 +243,7 @@ void decode_product(const Mnemonic& mnemonic, Operands& operands, Instruction& i
   i.warpgroup_product = true;
   i.shape = *shape;
   i.space = Space::shared;
-  i.access_bytes = bytes_of_element(i);
+  i.access_bytes = CHUNK;
   i.destinations = operands.rows();
   operands.expect(",");
   const bool in_registers = operands.next_is("{");
