@@ -65,6 +65,30 @@ WARPGROUP = [
         f"fence.proxy.async.shared::cta;\n<<bar.sync 0;|>>\n{FENCE}{PRODUCT} // blamed\n{COMMIT}{WAIT}",
     ),
     planted(
+        "product issued while a copy to its operand is in flight",
+        "async_copy",
+        f"""mov.u64 %x22, %x0;
+        cp.async.cg.shared.global [%r21], [%x22], 16;
+        <<cp.async.wait_all;|>>
+        {VISIBLE}{FENCE}{PRODUCT} // blamed
+        {COMMIT}
+        cp.async.wait_all;
+        bar.sync 0;
+        {WAIT}""",
+    ),
+    planted(
+        "copy of another warp that is published only after the product is issued",
+        "shared_race",
+        f"""mov.u64 %x22, %x0;
+        cp.async.cg.shared.global [%r21], [%x22], 16; // blamed
+        cp.async.wait_all;
+        <<{VISIBLE}|>>
+        {FENCE}{PRODUCT} // blamed
+        {COMMIT}
+        <<|{VISIBLE}>>
+        {WAIT}""",
+    ),
+    planted(
         "operand in shared memory overwritten by another warp before the wait",
         "shared_race",
         f"""{VISIBLE}{FENCE}{PRODUCT} // blamed

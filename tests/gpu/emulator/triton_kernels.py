@@ -135,10 +135,14 @@ def compile_for(function, arguments: list, arch: int, *, warps: int = 4, stages:
     return compiled, left
 
 
-def run(compiled: Compiled, arguments: list, grid, arch: int, *, ptx: str | None = None, **emulator) -> Launch:
+def run(compiled: Compiled, arguments: list, grid, arch: int, **emulator) -> Launch:
+    """Run it on a fresh emulator."""
+    return run_on(Emulator(arch, **emulator), compiled, arguments, grid)
+
+
+def run_on(emulator: Emulator, compiled: Compiled, arguments: list, grid, *, ptx: str | None = None) -> Launch:
     """Run it, or a changed text of it. Triton's scratch pointers follow the kernel's own arguments."""
-    machine = Emulator(arch, **emulator)
-    program = machine.load(ptx or compiled.ptx)
+    program = emulator.load(ptx or compiled.ptx)
     scratch = [0] * (len(program.kernels[compiled.name].parameters) - len(arguments))
     arguments = [*arguments, *scratch]
-    return machine.launch(program, compiled.name, grid, compiled.threads, arguments, shared=compiled.shared)
+    return emulator.launch(program, compiled.name, grid, compiled.threads, arguments, shared=compiled.shared)
