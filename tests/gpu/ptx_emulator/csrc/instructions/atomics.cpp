@@ -130,7 +130,7 @@ void decode_fence(const Mnemonic&, Operands& operands, Instruction& i) {
 void add_atomics(InstructionSet& set) {
   const std::vector<Type> types = both(both(BITS, {Type::u32, Type::u64, Type::s32, Type::s64}), FLOATS);
   set.add("atom", types, decode_atomic);
-  set.add("red", types, decode_atomic);
+  set.add("red", both({Type::b32, Type::b64, Type::u32, Type::u64, Type::s32, Type::s64}, FLOATS), decode_atomic);
   set.add("fence", decode_fence);
   set.add("membar", decode_fence);
 }

@@ -258,7 +258,7 @@ void add_compare(InstructionSet& set) {
   set.add("set",
           {Type::u16, Type::s16, Type::u32, Type::s32, Type::f16, Type::bf16, Type::f32, Type::f16x2, Type::bf16x2},
           decode_set);
-  set.add("selp", both(both(BITS, INTEGERS), {Type::f16, Type::bf16, Type::f32, Type::f64}), decode_select);
+  set.add("selp", both(both(BITS, INTEGERS), {Type::f32, Type::f64}), decode_select);
   set.add("slct", both(both(BITS, INTEGERS), {Type::f32, Type::f64}), decode_select_by_sign);
   set.add("testp", {Type::f32, Type::f64}, decode_test);
   set.add("copysign", {Type::f32, Type::f64}, decode_copy_sign);

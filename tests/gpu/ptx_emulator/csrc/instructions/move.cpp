@@ -93,12 +93,13 @@ void decode_hint(const Mnemonic&, Operands& operands, Instruction& i) {
 }  // namespace
 
 void add_move(InstructionSet& set) {
-  set.add("mov", both(both(BITS, INTEGERS), {Type::f16, Type::bf16, Type::f32, Type::f64, Type::pred}), decode_move);
-  set.add("cvta", {Type::u32, Type::u64}, decode_convert_address);
+  set.add("mov", both(both(BITS, INTEGERS), {Type::f32, Type::f64, Type::pred}), decode_move);
+  set.add("cvta", {Type::u64}, decode_convert_address);
   set.add("isspacep", decode_is_in_space);
-  for (const char* hint : {"prefetch", "prefetchu", "nanosleep", "griddepcontrol", "applypriority", "discard"}) {
-    set.add(hint, {Type::none, Type::b32, Type::u32}, decode_hint);
+  for (const char* hint : {"prefetch", "prefetchu", "griddepcontrol", "applypriority", "discard"}) {
+    set.add(hint, decode_hint);
   }
+  set.add("nanosleep", {Type::u32}, decode_hint);
   set.add("createpolicy", {Type::b64}, decode_hint);
   set.add("setmaxnreg", {Type::u32}, decode_hint);
 }
