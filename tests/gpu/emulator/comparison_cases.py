@@ -81,14 +81,31 @@ def _setp() -> list[Case]:
     return cases
 
 
-TRUE = {"u32": 0xFFFFFFFF, "s32": 0xFFFFFFFF, "f32": 0x3F800000, "f16": 0x3C00, "bf16": 0x3F80}
+TRUE = {
+    "u16": 0xFFFF,
+    "s16": 0xFFFF,
+    "u32": 0xFFFFFFFF,
+    "s32": 0xFFFFFFFF,
+    "f32": 0x3F800000,
+    "f16": 0x3C00,
+    "bf16": 0x3F80,
+}
 
 
 def _set() -> list[Case]:
     cases = []
     pairs = [(t, s) for t in ("u32", "s32", "f32") for s in ("b32", "u16", "s32", "u64", "s64", "f16", "f32", "f64")]
     pairs.remove(("f32", "f16"))
-    for target, source in (*pairs, ("f16", "f16"), ("bf16", "bf16"), ("u32", "bf16"), ("f16", "f32")):
+    for target, source in (
+        *pairs,
+        ("f16", "f16"),
+        ("bf16", "bf16"),
+        ("u32", "bf16"),
+        ("f16", "f32"),
+        ("u16", "f16"),
+        ("s16", "f16"),
+        ("u16", "bf16"),
+    ):
         for relation in ("eq", "ne") if source[0] == "b" and source != "bf16" else ("lt", "ge"):
             cases.append(
                 Case(

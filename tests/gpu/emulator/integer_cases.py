@@ -148,6 +148,7 @@ def _arithmetic() -> list[Case]:
             wide = f"{t[0]}{2 * bits}"
             cases.append(integers(f"mul.wide.{t}", two, wide, lambda a, b: a * b))
             cases.append(integers(f"mad.wide.{t}", f"{two} {wide}", wide, lambda a, b, c: a * b + c))
+        cases.append(integers(f"mov.{t}", t, t, lambda a: a))
         if t[0] == "s":
             cases.append(integers(f"abs.{t}", t, t, abs))
             cases.append(integers(f"neg.{t}", t, t, lambda a: -a))

@@ -142,6 +142,20 @@ def test_redux(operation: str, expected, mask: int):
     np.testing.assert_array_equal(run(body), np.where(inside, result, 0).astype(np.uint32))
 
 
+@pytest.mark.parametrize("nan", [False, True])
+@pytest.mark.parametrize("propagate", ["", ".NaN"])
+@pytest.mark.parametrize(("operation", "expected"), [("min", -16.0), ("max", 15.0)])
+def test_redux_of_floats(operation: str, expected: float, propagate: str, nan: bool):
+    """Of sm_100; a NaN loses against a number, unless the instruction says otherwise."""
+    poison = "setp.eq.u32 %p0, %r0, 7; @%p0 mov.f32 %f0, 0f7FFFFFFF;" if nan else ""
+    body = f"""
+        cvt.rn.f32.u32 %f0, %r0; sub.f32 %f0, %f0, 0f41800000; {poison}
+        redux.sync.{operation}{propagate}.f32 %f1, %f0, {FULL}; mov.b32 %r1, %f1;
+    """
+    found = run(body).view(np.float32)
+    np.testing.assert_array_equal(found, np.full(32, np.nan if nan and propagate else expected, np.float32))
+
+
 def test_activemask_names_the_lanes_of_a_branch():
     body = """
         mov.u32 %r1, 0; setp.lt.u32 %p0, %r0, 5; @!%p0 bra REST;

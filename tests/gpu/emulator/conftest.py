@@ -1,0 +1,56 @@
+"""Records what the emulator executes in these tests, so that the last of them can say what was never executed."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import instruction_coverage
+import pytest
+from ptx_emulator import Emulator
+
+HERE = Path(__file__).resolve().parent
+LAST = "test_emulator_coverage.py"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _record_instructions():
+    original = Emulator.launch
+
+    @functools.wraps(original)
+    def launch(*arguments, **options):
+        found = original(*arguments, **options)
+        instruction_coverage.record(found.opcodes)
+        return found
+
+    Emulator.launch = launch
+    yield
+    Emulator.launch = original
+
+
+def pytest_collection_modifyitems(config, items):
+    """The coverage test comes last, and knows whether all the others are there."""
+    last = [item for item in items if item.path.name == LAST]
+    items[:] = [item for item in items if item.path.name != LAST] + last
+    config.stash[COLLECTED] = {item.path for item in items}
+
+
+def pytest_deselected(items):
+    if items:
+        items[0].config.stash[DESELECTED] = True
+
+
+COLLECTED = pytest.StashKey[set]()
+DESELECTED = pytest.StashKey[bool]()
+
+
+@pytest.fixture
+def whole_suite(request):
+    """Skips unless every test of this folder runs in this session, in this process."""
+    stash = request.config.stash
+    files = set(HERE.glob("test_*.py"))
+    chosen = any("::" in argument for argument in request.config.args)
+    if not files <= stash[COLLECTED] or stash.get(DESELECTED, False) or chosen:
+        pytest.skip(f"needs every test of {HERE.name} in one session: pytest {HERE}")
+    if hasattr(request.config, "workerinput"):
+        pytest.skip("needs every test in one process: pytest -n 0")
