@@ -183,7 +183,7 @@ def _carries() -> list[Case]:
 
         def split(first: str, second: str, function, *, joined=joined, word=word) -> Case:
             text = f"{first} {{d}}, {{a}}, {{c}}; {second} {{d2}}, {{b}}, {{e}};"
-            return Case(second, (word,) * 4, (word, word), joined(function), text)
+            return Case(first, (word,) * 4, (word, word), joined(function), text)
 
         cases.append(split(f"add.cc.{word}", f"addc.{word}", lambda x, y: x + y))
         cases.append(split(f"sub.cc.{word}", f"subc.{word}", lambda x, y: x - y))
@@ -193,7 +193,7 @@ def _carries() -> list[Case]:
             return total & low, total >> n & low
 
         text = f"mad.lo.cc.{word} {{d}}, {{a}}, {{b}}, {{c}}; madc.hi.{word} {{d2}}, {{a}}, {{b}}, {{e}};"
-        cases.append(Case(f"madc.hi.{word}", (word,) * 4, (word, word), wide, text))
+        cases.append(Case(f"mad.lo.cc.{word}", (word,) * 4, (word, word), wide, text))
     return cases
 
 

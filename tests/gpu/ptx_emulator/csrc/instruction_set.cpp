@@ -1,5 +1,7 @@
 #include "instruction_set.h"
 
+#include <set>
+
 #include "parser.h"
 
 namespace ptx {
@@ -31,17 +33,53 @@ std::optional<int> Mnemonic::one_of(const std::vector<std::string>& names) const
   return std::nullopt;
 }
 
+namespace {
+
+std::optional<std::array<int, 3>> shape_named(const std::string& modifier) {
+  std::array<int, 3> found{};
+  int used = 0;
+  const int read = std::sscanf(modifier.c_str(), "m%dn%dk%d%n", &found[0], &found[1], &found[2], &used);
+  if (read != 3 || used != int(modifier.size())) return std::nullopt;
+  return found;
+}
+
+}  // namespace
+
 std::optional<std::array<int, 3>> Mnemonic::shape() const {
   for (const std::string& modifier : modifiers) {
-    std::array<int, 3> found{};
-    int used = 0;
-    if (std::sscanf(modifier.c_str(), "m%dn%dk%d%n", &found[0], &found[1], &found[2], &used) == 3 &&
-        used == int(modifier.size())) {
-      return found;
-    }
+    if (const auto shape = shape_named(modifier)) return shape;
   }
   return std::nullopt;
 }
+
+namespace {
+
+// Decoders look for the modifiers that they know; one that nobody knows would go unnoticed.
+bool is_known_modifier(const std::string& modifier) {
+  static const std::set<std::string> known = {
+      // rounding, ranges, special values
+      "rn", "rz", "rm", "rp", "rna", "rni", "rzi", "rmi", "rpi", "ftz", "noftz", "sat", "relu", "NaN", "approx", "full",
+      // parts, directions, widths
+      "lo", "hi", "wide", "l", "r", "wrap", "clamp", "shiftamt", "v2", "v4", "v8", "x1", "x2", "x4", "m8n8", "trans",
+      "row", "col",
+      // comparisons and properties
+      "eq", "ne", "lt", "le", "gt", "ge", "ls", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan", "finite",
+      "infinite", "number", "notanumber", "normal", "subnormal",
+      // operations
+      "add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec", "popc", "red", "up", "down", "bfly", "idx",
+      "all", "any", "uni", "ballot",
+      // state spaces, caches, order
+      "global", "const", "local", "shared", "shared::cta", "param", "param::entry", "to", "ca", "cg", "cs", "lu", "cv",
+      "wb", "wt", "nc", "L1", "L2", "fractional", "range", "weak", "volatile", "relaxed", "acquire", "release",
+      "acq_rel", "sc", "cta", "cluster", "gpu", "sys", "gl", "proxy", "alias",
+      // waiting
+      "sync", "aligned", "warp", "arrive", "wait", "async", "commit_group", "wait_group", "wait_all", "mma_async",
+      "fence", "launch_dependents"};
+  const bool cache_hint = modifier.rfind("L1::", 0) == 0 || modifier.rfind("L2::", 0) == 0;
+  return cache_hint || known.count(modifier) || type_named(modifier);
+}
+
+}  // namespace
 
 InstructionSet::InstructionSet() {
   add_arithmetic(*this);
@@ -64,6 +102,10 @@ void InstructionSet::add(const std::string& base, const std::vector<Type>& types
 }
 
 Decode InstructionSet::find(const Mnemonic& mnemonic) const {
+  for (const std::string& modifier : mnemonic.modifiers) {
+    if (is_known_modifier(modifier) || shape_named(modifier)) continue;
+    throw UnsupportedError("unsupported modifier ." + modifier + " of " + mnemonic.text);
+  }
   const Type type = mnemonic.types.empty() ? Type::none : mnemonic.types.front();
   const auto exact = decoders_.find({mnemonic.base, type});
   if (exact != decoders_.end()) return exact->second;

@@ -229,7 +229,7 @@ void decode_24(const Mnemonic& mnemonic, Operands& operands, Instruction& i) {
 
 template <bool larger, int count>
 Execute extreme(const Mnemonic& mnemonic, Instruction& i) {
-  if (mnemonic.has("xorsign")) unsupported(mnemonic);
+  if (!is_float(i.type) && i.relu) unsupported(mnemonic);
   if (!is_float(i.type)) return for_integer<Extreme<larger, false>, count>(i.type);
   return i.propagate_nan ? for_float<Extreme<larger, true>, count>(mnemonic, i)
                          : for_float<Extreme<larger, false>, count>(mnemonic, i);

@@ -212,7 +212,8 @@ void decode_permute(const Mnemonic& mnemonic, Operands& operands, Instruction& i
   decode_with<permute_bytes, 3>(mnemonic, operands, i);
 }
 
-void decode_logic_of_three(const Mnemonic&, Operands& operands, Instruction& i) {
+void decode_logic_of_three(const Mnemonic& mnemonic, Operands& operands, Instruction& i) {
+  if (mnemonic.one_of({"and", "or", "xor"})) unsupported(mnemonic);  // with a predicate
   operands.destination_and_sources(i, 3);
   operands.expect(",");
   i.operation = operands.immediate();
