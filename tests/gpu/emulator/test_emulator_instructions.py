@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from fnmatch import fnmatch
 
 import comparison_cases
@@ -10,6 +11,7 @@ import float_cases
 import integer_cases
 import numpy as np
 import pytest
+from compiled_sources import cuda_home
 from edge_values import HALVES, WIDTHS, rows
 from instruction_case import Case
 from number_formats import FORMATS, is_nan
@@ -29,11 +31,23 @@ def is_refused(case: Case) -> bool:
 BLOCK = 128
 
 
+def text() -> str:
+    """One module with a kernel for each case."""
+    return module(*(elementwise(case.kernel, case.text, case.inputs, case.outputs) for case in CASES))
+
+
 @pytest.fixture(scope="module")
 def program():
-    """One module with a kernel for each case."""
-    texts = [elementwise(case.kernel, case.text, case.inputs, case.outputs) for case in CASES]
-    return Emulator(90).load(module(*texts))
+    return Emulator(90).load(text())
+
+
+def test_every_case_is_ptx(tmp_path):
+    """NVIDIA's own assembler takes each of them."""
+    source = tmp_path / "cases.ptx"
+    source.write_text(text())
+    command = [str(cuda_home() / "bin" / "ptxas"), "-arch=sm_90a", "-O0", str(source), "-o", str(tmp_path / "cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:4000]
 
 
 def array(values: list[int], kind: str) -> np.ndarray:
