@@ -1,0 +1,86 @@
+// Products of 16x8 and 8x8 matrices by the tensor cores of a warp, as accurate as float32. Device code only.
+//
+// TF32 keeps 11 bits of a float, so a float is the sum of three of them: high + low + lowest. Of the nine products of
+// parts, five remain, the others are below the rounding of float32. Lane 4 g + t holds, with g in 0..7 and t in 0..3,
+//
+//   a  [row g, column t], [g + 8, t], [g, t + 4], [g + 8, t + 4]
+//   b  [row t, column g], [t + 4, g]
+//   d  [row g, column 2 t], [g, 2 t + 1], [g + 8, 2 t], [g + 8, 2 t + 1]
+//
+// Before sm_80 there is no TF32: the lanes then exchange their elements and use float32 arithmetic.
+#pragma once
+#include <cstdint>
+
+namespace mlip::cuda {
+
+template <int N>
+struct Split {
+  float high[N], low[N], lowest[N];
+};
+
+__device__ inline float to_tf32(float value) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return __uint_as_float(bits);
+#else
+  return value;
+#endif
+}
+
+template <int N>
+__device__ inline Split<N> split(const float (&value)[N]) {
+  Split<N> parts;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    parts.high[i] = to_tf32(value[i]);
+    const float rest = value[i] - parts.high[i];
+    parts.low[i] = to_tf32(rest);
+    parts.lowest[i] = to_tf32(rest - parts.low[i]);
+  }
+  return parts;
+}
+
+#if __CUDA_ARCH__ >= 800
+__device__ inline void multiply_add_tf32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+#else
+__device__ inline void multiply_add_float32(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+  const int lane = threadIdx.x % 32, row = lane & ~3, column = lane % 4 * 8;  // lanes with d's row of a, column of b
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll 1  // little code for an old GPU
+    for (int k = 0; k < 4; ++k) {
+      const float upper = __shfl_sync(~0u, a[2 * half], row + k), lower = __shfl_sync(~0u, a[2 * half + 1], row + k);
+      const float even = __shfl_sync(~0u, b[half], column + k), odd = __shfl_sync(~0u, b[half], column + 4 + k);
+      d[0] += upper * even;
+      d[1] += upper * odd;
+      d[2] += lower * even;
+      d[3] += lower * odd;
+    }
+  }
+}
+#endif
+
+// d += a b, by all lanes of a warp. What is not `exact` rounds b to TF32, which loses nothing of half precision, and a
+// to the 22 bits of two parts, with which a matrix is about as orthogonal as in float32.
+__device__ inline void multiply_add(float (&d)[4], const Split<4>& a, const Split<2>& b, bool exact) {
+#if __CUDA_ARCH__ >= 800
+  if (exact) {
+    multiply_add_tf32(d, a.lowest, b.high);
+    multiply_add_tf32(d, a.high, b.lowest);
+    multiply_add_tf32(d, a.high, b.low);
+  }
+  multiply_add_tf32(d, a.low, b.high);
+  multiply_add_tf32(d, a.high, b.high);
+#else
+  multiply_add_float32(d, a.high, b.high);
+#endif
+}
+
+}  // namespace mlip::cuda

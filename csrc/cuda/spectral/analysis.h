@@ -1,0 +1,12 @@
+// Launcher of the CUDA kernel of Fourier analysis; the story is told in analysis.cu. No torch headers.
+#pragma once
+#include "cuda/spectral/stages.h"
+
+namespace mlip::cuda::spectral {
+
+// Stages, tiles and grid of the map, from its tensors and sizes; `along_h` is null on the token axis.
+void analysis_plan(Map& map, const Matrix& along_h, const Matrix& along_w, int height, int width);
+int64_t analysis_workspace(const Map& map);  // bytes
+void analysis_forward(const Map& map, cudaStream_t stream);
+
+}  // namespace mlip::cuda::spectral
