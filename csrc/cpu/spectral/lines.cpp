@@ -247,6 +247,56 @@ void number(const std::vector<typename Factors<A>::Level>& levels, const Indices
   }
 }
 
+// Packs the coefficients of a matrix that has the symmetries of a tree; false if it has not. Of a transposed tree the
+// columns are even and odd.
+template <typename A, typename Tree>
+struct Pack;
+
+template <typename A, int N>
+struct Pack<A, Dense<N>> {
+  static bool into(std::vector<A>& coefficients, const Part<A>& part, bool transpose) {
+    const Part<A> dense = transpose ? transposed(part) : part;
+    coefficients.insert(coefficients.end(), dense.matrix.begin(), dense.matrix.end());
+    return true;
+  }
+};
+
+template <typename A, class Even, class Odd>
+struct Pack<A, Fold<Even, Odd>> {
+  static bool into(std::vector<A>& coefficients, const Part<A>& part, bool transpose) {
+    constexpr int N = Fold<Even, Odd>::SIZE;
+    Indices even, odd, sums, differences;
+    for (int m = 0; m < N; ++m) {
+      (m % 2 ? odd : even).push_back(m);
+      if (m < Even::SIZE) sums.push_back(m);
+      if (m < Odd::SIZE) differences.push_back(m);
+      for (int n = 0; n < N; ++n) {
+        if (part.at(m, n) != (m % 2 ? -part.at(m, N - 1 - n) : part.at(m, N - 1 - n))) return false;
+      }
+    }
+    return Pack<A, Even>::into(coefficients, selected(part, even, sums), transpose) &&
+           Pack<A, Odd>::into(coefficients, selected(part, odd, differences), transpose);
+  }
+};
+
+template <typename A>
+Compiled pack_compiled(std::vector<A>& coefficients, const Part<A>& part) {
+  if (part.height() != part.width()) return Compiled::no;
+  const Part<A> flipped = transposed(part);
+  switch (part.height()) {
+#define MLIP_PACK(N)                                                                               \
+  case N:                                                                                          \
+    if (Pack<A, Cosine<N>>::into(coefficients, part, false)) return Compiled::cosine;              \
+    coefficients.clear();                                                                          \
+    if (Pack<A, Cosine<N>>::into(coefficients, flipped, true)) return Compiled::cosine_transposed; \
+    return Compiled::no;
+    MLIP_LENGTHS(MLIP_PACK)
+#undef MLIP_PACK
+    default:
+      return Compiled::no;
+  }
+}
+
 template <typename Item, typename List>
 void view(const std::vector<Item>& items, List& list) {
   list.items = items.data();
@@ -290,6 +340,8 @@ void Line<A>::factor(std::vector<A> matrix, int64_t rows, int64_t columns) {
   Part<A> whole{Indices(size_t(rows)), Indices(size_t(columns)), std::move(matrix)};
   std::iota(whole.rows.begin(), whole.rows.end(), 0);
   std::iota(whole.columns.begin(), whole.columns.end(), 0);
+  compiled = pack_compiled(tree_coefficients, whole);
+  compiled_coefficients = tree_coefficients.data();
   Factors<A> factors;
   factors.take_apart(whole, 0, 0);
 

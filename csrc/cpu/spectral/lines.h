@@ -14,7 +14,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/spectral/trees.h"
+
 namespace mlip::cpu {
+
+// What is applied by code compiled for the length of the axis (cpu/spectral/lines_short.h).
+enum class Compiled { no, cosine, cosine_transposed };
 
 // A dense matrix anywhere in memory: entry (m, n) is at data[m * stride_row + n * stride_column].
 template <typename A>
@@ -26,6 +31,20 @@ struct Matrix {
 // Lanes of the longest vectors, those of AVX-512.
 template <typename A>
 constexpr int64_t MOST_LANES = 64 / sizeof(A);
+
+// Channels that a task takes through the grid together: 256 bytes of every token in float32, so that neither the
+// memory nor the translation of addresses sees single cache lines.
+constexpr int64_t BLOCK_CHANNELS = 64;
+
+// Outputs of more bytes than this go past the caches: they would not stay there until somebody reads them.
+constexpr int64_t STREAMED_BYTES = int64_t(1) << 22;
+
+// Whether rows of `channels` elements of an output can leave that way, and whether there are enough of them.
+template <typename T>
+bool can_stream(const T* output, int64_t rows, int64_t channels) {
+  const int64_t row = channels * int64_t(sizeof(T));
+  return rows * row >= STREAMED_BYTES && row % 64 == 0 && reinterpret_cast<uintptr_t>(output) % 64 == 0;
+}
 
 template <typename A>
 class Line {
@@ -72,6 +91,9 @@ class Line {
 
   int64_t inputs = 0, outputs = 0;
 
+  Compiled compiled = Compiled::no;
+  const A* compiled_coefficients = nullptr;  // in the order of the tree
+
   // In the order of execution. An input takes part in at most one of input_folds and input_singles.
   List<Fold> input_folds{};
   List<Single> input_singles{};
@@ -81,8 +103,10 @@ class Line {
   List<Fold> output_folds{};
   List<Single> output_singles{};  // by slot; without folds and pairs, slot i is that of item i
 
-  // Elements of type A that applying the line needs as scratch, whatever the instruction set.
+  // Elements of type A that applying the line needs as scratch, whatever the instruction set, and those with which it
+  // can stream its outputs for a block of channels.
   int64_t scratch() const { return (inputs + outputs) * 4 * MOST_LANES<A>; }
+  int64_t streaming_scratch() const { return scratch() + outputs * BLOCK_CHANNELS; }
 
  private:
   void factor(std::vector<A> matrix, int64_t rows, int64_t columns);
@@ -91,7 +115,7 @@ class Line {
   std::vector<Single> input_single_list, output_single_list;
   std::vector<Pair> input_pair_list, output_pair_list;
   std::vector<Block> block_list;
-  std::vector<A> coefficients;
+  std::vector<A> coefficients, tree_coefficients;
 };
 
 }  // namespace mlip::cpu

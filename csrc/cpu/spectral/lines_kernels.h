@@ -1,4 +1,5 @@
-// Applies a Line (cpu/spectral/lines.h) to channels. Compiled once per instruction set, in every file that includes it.
+// Applies a Line (cpu/spectral/lines.h) to channels. Included by every *_kernels.h that does; the code itself is
+// compiled once, by cpu/spectral/lines_apply.cpp.
 
 // Where the points of an axis lie: point i at first + i * stride, points from `split` on at second + (i - split) *
 // stride (imaginary parts, or those of another tensor).
@@ -14,156 +15,58 @@ struct Place {
   }
 };
 
-#define MLIP_UNROLL _Pragma("GCC unroll 8")
-
-// Most vectors of channels that are computed together, given 32 or 16 registers.
-constexpr int WIDEST = MLIP_VECTOR_BYTES == 64 ? 4 : 2;
-
-// R rows of a block times V vectors: from[n] holds V vectors for each column.
-template <int R, int V, typename A>
-static inline __attribute__((always_inline)) void panel(const A* coefficients, int64_t columns, const A* from,
-                                                        Vector<A> (&sums)[R][V]) {
-  MLIP_UNROLL
-  for (int r = 0; r < R; ++r) {
-    MLIP_UNROLL
-    for (int v = 0; v < V; ++v) sums[r][v] = Vector<A>{};
-  }
-  for (int64_t n = 0; n < columns; ++n) {
-    Vector<A> x[V];
-    MLIP_UNROLL
-    for (int v = 0; v < V; ++v) x[v] = load(from + (n * V + v) * LANES<A>);
-    MLIP_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const Vector<A> c = broadcast(coefficients[n * R + r]);
-      MLIP_UNROLL
-      for (int v = 0; v < V; ++v) sums[r][v] += c * x[v];
-    }
-  }
-}
-
-template <int R, int V, bool DIRECT, typename Out, typename A>
-static void panel_to(const A* coefficients, int64_t columns, const A* from, const typename Line<A>::Single* targets,
-                     const Place<Out>& y, A* to) {
-  Vector<A> sums[R][V];
-  panel<R, V, A>(coefficients, columns, from, sums);
-  MLIP_UNROLL
-  for (int r = 0; r < R; ++r) {
-    MLIP_UNROLL
-    for (int v = 0; v < V; ++v) {
-      if constexpr (DIRECT) {
-        store(y[targets[r].index] + v * LANES<A>, sums[r][v]);
-      } else {
-        store(to + (r * V + v) * LANES<A>, sums[r][v]);
-      }
-    }
-  }
-}
-
-template <int V, bool DIRECT, typename Out, typename A>
-static void blocks(const Line<A>& line, const A* from, const Place<Out>& y, A* to) {
-  constexpr int PANEL = Line<A>::PANEL;
-  for (const auto& block : line.blocks) {
-    const int64_t panels = (block.rows + PANEL - 1) / PANEL;
-    const A* coefficients = block.coefficients;
-    for (int64_t i = 0; i < panels; ++i) {
-      const int64_t first = i * block.rows / panels, rows = (i + 1) * block.rows / panels - first;
-      const A* in = from + int64_t(block.column) * V * LANES<A>;
-      A* out = to + (block.row + first) * V * LANES<A>;
-      const auto* targets = line.output_singles.items + block.row + first;
-      switch (rows) {
-        case 1:
-          panel_to<1, V, DIRECT>(coefficients, block.columns, in, targets, y, out);
-          break;
-        case 2:
-          panel_to<2, V, DIRECT>(coefficients, block.columns, in, targets, y, out);
-          break;
-        case 3:
-          panel_to<3, V, DIRECT>(coefficients, block.columns, in, targets, y, out);
-          break;
-        case 4:
-          panel_to<4, V, DIRECT>(coefficients, block.columns, in, targets, y, out);
-          break;
-        case 5:
-          panel_to<5, V, DIRECT>(coefficients, block.columns, in, targets, y, out);
-          break;
-        default:
-          panel_to<6, V, DIRECT>(coefficients, block.columns, in, targets, y, out);
-      }
-      coefficients += rows * block.columns;
-    }
-  }
-}
-
-template <int V, typename A>
-static void add_pairs(typename Line<A>::template List<typename Line<A>::Pair> pairs, A* slots) {
-  for (const auto& pair : pairs) {
-    A *to_a = slots + int64_t(pair.a) * V * LANES<A>, *to_b = slots + int64_t(pair.b) * V * LANES<A>;
-    MLIP_UNROLL
-    for (int v = 0; v < V; ++v) {
-      const Vector<A> a = load(to_a + v * LANES<A>), b = load(to_b + v * LANES<A>);
-      store(to_a + v * LANES<A>, a + b);
-      store(to_b + v * LANES<A>, a - b);
-    }
-  }
-}
-
-// V vectors of channels of one line.
-template <int V, typename In, typename Out, typename A>
-static void apply(const Line<A>& line, const Place<const In>& x, const Place<Out>& y, A* scratch) {
-  A *in = scratch, *out = scratch + line.inputs * V * LANES<A>;
-  for (const auto& fold : line.input_folds) {
-    const In *first = x[fold.first], *second = x[fold.second];
-    A* to_a = in + int64_t(fold.slots.a) * V * LANES<A>;
-    A* to_b = in + int64_t(fold.slots.b) * V * LANES<A>;
-    MLIP_UNROLL
-    for (int v = 0; v < V; ++v) {
-      const Vector<A> a = load(first + v * LANES<A>), b = load(second + v * LANES<A>);
-      store(to_a + v * LANES<A>, a + b);
-      store(to_b + v * LANES<A>, a - b);
-    }
-  }
-  for (const auto& single : line.input_singles) {
-    const In* from = x[single.index];
-    MLIP_UNROLL
-    for (int v = 0; v < V; ++v) store(in + (int64_t(single.slot) * V + v) * LANES<A>, load(from + v * LANES<A>));
-  }
-  add_pairs<V, A>(line.input_pairs, in);
-  if (line.output_folds.count == 0 && line.output_pairs.count == 0) {
-    blocks<V, true>(line, in, y, out);
-    return;
-  }
-  blocks<V, false>(line, in, y, out);
-  add_pairs<V, A>(line.output_pairs, out);
-  for (const auto& fold : line.output_folds) {
-    const A* from_a = out + int64_t(fold.slots.a) * V * LANES<A>;
-    const A* from_b = out + int64_t(fold.slots.b) * V * LANES<A>;
-    Out *first = y[fold.first], *second = y[fold.second];
-    MLIP_UNROLL
-    for (int v = 0; v < V; ++v) {
-      const Vector<A> a = load(from_a + v * LANES<A>), b = load(from_b + v * LANES<A>);
-      store(first + v * LANES<A>, a + b);
-      store(second + v * LANES<A>, a - b);
-    }
-  }
-  for (const auto& single : line.output_singles) {
-    Out* to = y[single.index];
-    MLIP_UNROLL
-    for (int v = 0; v < V; ++v) store(to + v * LANES<A>, load(out + (int64_t(single.slot) * V + v) * LANES<A>));
-  }
-}
-
 // y = line(x) for `vectors` consecutive vectors of channels. x and y may be of any element type that accumulates in A,
 // and may be the same memory. `scratch` holds line.scratch() elements, aligned to vectors.
 template <typename In, typename Out, typename A>
-static void transform(const Line<A>& line, Place<const In> x, Place<Out> y, int64_t vectors, A* scratch) {
-  const auto advance = [&](int count) {
-    x.first += count * LANES<A>, y.first += count * LANES<A>, vectors -= count;
-    if (x.second) x.second += count * LANES<A>;
-    if (y.second) y.second += count * LANES<A>;
-  };
-  for (; vectors >= WIDEST; advance(WIDEST)) apply<WIDEST>(line, x, y, scratch);
-  if (WIDEST > 2 && vectors >= 2) apply<2>(line, x, y, scratch), advance(2);
-  if (vectors > 0) apply<1>(line, x, y, scratch);
+void transform(const Line<A>& line, Place<const In> x, Place<Out> y, int64_t vectors, A* scratch);
+
+// Copies past the caches to a place that is not read again soon: no line of it is read first. `to` is aligned to 64
+// bytes and `bytes` is a multiple of 64. Stores are in order again after `fence()`.
+static inline void stream(void* to, const void* from, int64_t bytes) {
+#if MLIP_X86
+  float* out = static_cast<float*>(to);
+  const float* in = static_cast<const float*>(from);
+  for (int64_t i = 0; i < bytes / 4; i += MLIP_VECTOR_BYTES / 4) {
+#if MLIP_VECTOR_BYTES == 64
+    _mm512_stream_ps(out + i, _mm512_loadu_ps(in + i));
+#elif MLIP_VECTOR_BYTES == 32
+    _mm256_stream_ps(out + i, _mm256_loadu_ps(in + i));
+#else
+    _mm_stream_ps(out + i, _mm_loadu_ps(in + i));
+#endif
+  }
+#else
+  std::memcpy(to, from, size_t(bytes));
+#endif
+}
+
+static inline void fence() {
+#if MLIP_X86
+  _mm_sfence();
+#endif
+}
+
+// `transform`, whose outputs leave through a buffer behind the scratch of the line if `streamed`.
+template <typename In, typename Out, typename A>
+static void transform_to(bool streamed, const Line<A>& line, const Place<const In>& x, const Place<Out>& y,
+                         int64_t vectors, A* scratch) {
+  if (!streamed) {
+    transform<In, Out, A>(line, x, y, vectors, scratch);
+    return;
+  }
+  Out* buffer = reinterpret_cast<Out*>(scratch + line.scratch());
+  const int64_t point = vectors * LANES<A>;
+  transform<In, Out, A>(line, x, {buffer, point}, vectors, scratch);
+  for (int64_t m = 0; m < line.outputs; ++m) stream(y[m], buffer + m * point, point * int64_t(sizeof(Out)));
+}
+
+// Asks for `channels` channels of a row of tokens that will be read soon.
+template <typename T>
+static inline void prefetch(const T* tokens, int64_t stride, int64_t count, int64_t channels) {
+  for (int64_t n = 0; n < count; ++n) {
+    const char* from = reinterpret_cast<const char*>(tokens + n * stride);
+    for (int64_t i = 0; i < channels * int64_t(sizeof(T)); i += 64) __builtin_prefetch(from + i, 0, 2);
+  }
 }
 
 // The first `count` channels of `tokens` tokens.
@@ -173,5 +76,3 @@ static void copy_channels(const T* from, int64_t stride_from, T* to, int64_t str
     std::memcpy(to + n * stride_to, from + n * stride_from, size_t(count) * sizeof(T));
   }
 }
-
-#undef MLIP_UNROLL

@@ -17,8 +17,6 @@ namespace mlip::cpu {
 // y is contiguous; x may have any strides over batch and tokens.
 template <typename T>
 struct Separable {
-  static constexpr int64_t BLOCK = 64;  // channels
-
   int64_t batch, height, width, channels, prefix;
   Line<Accumulate<T>> along_h, along_w;  // along_h without outputs: nothing happens along columns
 
@@ -29,16 +27,20 @@ struct Separable {
   int64_t new_height() const { return along_h.outputs ? along_h.outputs : height; }
   int64_t tokens() const { return prefix + height * width; }
   int64_t new_tokens() const { return prefix + new_height() * along_w.outputs; }
-  int64_t channel_blocks() const { return (channels + BLOCK - 1) / BLOCK; }
+  int64_t channel_blocks() const { return (channels + BLOCK_CHANNELS - 1) / BLOCK_CHANNELS; }
   int64_t tasks() const { return batch * channel_blocks(); }
+
+  bool streamable() const { return can_stream(y, batch * new_tokens(), channels); }
 
   // What a thread needs, in elements of the accumulation type: for a line, for the tile, for padded x and y.
   int64_t line_scratch() const {
-    const int64_t lines = along_w.scratch(), columns = along_h.scratch();
+    const int64_t lines = along_w.scratch(), columns = along_h.streaming_scratch();
     return lines > columns ? lines : columns;
   }
-  int64_t tile() const { return along_h.outputs ? height * along_w.outputs * BLOCK : 0; }
-  int64_t padded() const { return channels % BLOCK ? (tokens() + new_tokens()) * MOST_LANES<Accumulate<T>> : 0; }
+  int64_t tile() const { return along_h.outputs ? height * along_w.outputs * BLOCK_CHANNELS : 0; }
+  int64_t padded() const {
+    return channels % BLOCK_CHANNELS ? (tokens() + new_tokens()) * MOST_LANES<Accumulate<T>> : 0;
+  }
   int64_t scratch() const { return line_scratch() + tile() + padded(); }
 };
 
