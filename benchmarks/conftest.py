@@ -6,10 +6,11 @@ benchmark stores ratios in ``extra_info``, measured by `ratios`, and claims are 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -62,6 +63,33 @@ def take_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[
         for name, function in functions.items():
             best[name] = min(best[name], seconds(function, calls[name]))
     return best
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
+
+
+@pytest.fixture(params=["default", "tuned"])
+def allocator(request) -> Iterator[str]:
+    """glibc's malloc as it is, or keeping what it has: large results then reuse pages instead of faulting new ones in.
+
+    The latter is what MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 does for a whole process, and close to what
+    jemalloc, tcmalloc and GPU allocators do.
+    """
+    tuned = request.param == "tuned"
+    if tuned and platform.libc_ver()[0] != "glibc":
+        pytest.skip("needs glibc, whose malloc this tunes")
+    if tuned:
+        _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})
+    yield request.param
+    if tuned:
+        _mallopt({M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 * 1024})
+
+
+def _mallopt(values: dict[int, int]) -> None:
+    library = ctypes.CDLL(None)
+    for parameter, value in values.items():
+        if library.mallopt(parameter, value) != 1:
+            raise OSError(f"mallopt({parameter}, {value}) was refused")
 
 
 @pytest.fixture
