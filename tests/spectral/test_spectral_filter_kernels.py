@@ -54,6 +54,8 @@ PROBLEMS = (
     (1, 196, 100, 5),
 )
 
+EVERY_DTYPE = PROBLEMS[1:4] + PROBLEMS[10:15]
+
 
 def random(*shape, dtype=torch.float64, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
@@ -115,8 +117,11 @@ def assert_right(name, arguments, problem):
 
 
 @FOURIER
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize(
+    ("problem", "dtype"),
+    [(problem, dtype) for problem in PROBLEMS for dtype in DTYPES if dtype == torch.float32 or problem in EVERY_DTYPE],
+    ids=str,
+)
 def test_results_are_as_accurate_as_pytorch(problem, dtype, fourier):
     for name, arguments in calls(problem, fourier, dtype).items():
         assert_right(name, arguments, problem)
@@ -169,10 +174,12 @@ def test_the_number_of_threads_does_not_change_a_bit(name, dtype, fourier):
                 assert_identical(operator(name)(*arguments), expected)
 
 
+# The result of the larger one is written past the caches, those of its parts are not.
+@pytest.mark.parametrize("problem", [(5, (7, 8), 70, 1), (5, (24, 23), 400, 1)], ids=str)
 @FOURIER
 @pytest.mark.parametrize("name", NAMES)
-def test_each_batch_element_is_computed_alone(name, fourier):
-    arguments = calls((5, (7, 8), 70, 1), fourier, torch.float32)[name]
+def test_each_batch_element_is_computed_alone(name, fourier, problem):
+    arguments = calls(problem, fourier, torch.float32)[name]
     whole = operator(name)(*arguments)
     parts = []
     for b in range(5):
@@ -253,8 +260,8 @@ import torch
 import test_spectral_filter_kernels as tests
 from mlip_kernels.env import cpu_capability
 
-for problem in ((2, (7, 8), 67, 1), (1, (14, 14), 35, 0), (1, 50, 19, 2)):
-    for dtype in tests.DTYPES:
+for problem in ((2, (7, 8), 67, 1), (1, 50, 19, 2)):
+    for dtype in tests.DTYPES[:3]:
         for fourier in (True, False):
             for name, arguments in tests.calls(problem, fourier, dtype).items():
                 tests.assert_right(name, arguments, problem)

@@ -37,7 +37,7 @@ Tensor band_energy(const Tensor& x_, const Tensor& bands_, int64_t count, const 
     using T = decltype(element);
     auto problem = band_energy_problem<T>(x, bands, count, along_h, along_w, height, width, prefix, fourier);
     problem.energy = mutable_data<T>(energy);
-    parallel_for(0, problem.tasks(), grain(problem.tokens() * problem.spectrum.BLOCK),
+    parallel_for(0, problem.tasks(), grain(problem.tokens() * cpu::BLOCK_CHANNELS),
                  [&](int64_t begin, int64_t end) { cpu::band_energy(problem, begin, end); });
   });
   return energy;
@@ -59,7 +59,7 @@ Tensor band_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor&
     auto problem = band_energy_problem<T>(x, bands, count, along_h, along_w, height, width, prefix, fourier);
     problem.grad = data<T>(grad);
     problem.grad_x = mutable_data<T>(grad_x);
-    parallel_for(0, problem.tasks(), grain(problem.tokens() * problem.spectrum.BLOCK),
+    parallel_for(0, problem.tasks(), grain(problem.tokens() * cpu::BLOCK_CHANNELS),
                  [&](int64_t begin, int64_t end) { cpu::band_energy_backward(problem, begin, end); });
   });
   return grad_x;
@@ -100,7 +100,7 @@ Tensor token_energy(const Tensor& x_, const Tensor& kept_, const Optional& along
     Tensor partial = torch::stable::new_empty(x, {problem.forward_tasks(), height * width}, wide);
     problem.partial = mutable_data<A>(partial);
     problem.energy = mutable_data<A>(energy);
-    parallel_for(0, problem.forward_tasks(), grain(problem.tokens() * problem.SEGMENT * problem.spectrum.BLOCK),
+    parallel_for(0, problem.forward_tasks(), grain(problem.tokens() * problem.SEGMENT * cpu::BLOCK_CHANNELS),
                  [&](int64_t begin, int64_t end) { cpu::token_energy_sums(problem, begin, end); });
     parallel_for(0, problem.batch, grain(problem.segments() * problem.tokens()),
                  [&](int64_t begin, int64_t end) { cpu::token_energy_finish(problem, begin, end); });
@@ -122,7 +122,7 @@ Tensor token_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor
     auto problem = token_energy_problem<T>(x, kept, along_h, along_w, height, width, prefix);
     problem.grad = data<cpu::Accumulate<T>>(grad);
     problem.grad_x = mutable_data<T>(grad_x);
-    parallel_for(0, problem.backward_tasks(), grain(problem.tokens() * problem.spectrum.BLOCK),
+    parallel_for(0, problem.backward_tasks(), grain(problem.tokens() * cpu::BLOCK_CHANNELS),
                  [&](int64_t begin, int64_t end) { cpu::token_energy_backward(problem, begin, end); });
   });
   return grad_x;

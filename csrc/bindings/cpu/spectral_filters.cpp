@@ -28,7 +28,7 @@ Tensor filtered(const Tensor& x_, const Tensor& weight_, const std::optional<Ten
     problem.spectrum = spectrum<cpu::Accumulate<T>>(along_h, along_w, fourier, height, width);
     problem.weight = data<cpu::Accumulate<T>>(weight);
     problem.y = mutable_data<T>(y);
-    parallel_for(0, problem.tasks(), grain(problem.tokens() * problem.spectrum.BLOCK),
+    parallel_for(0, problem.tasks(), grain(problem.tokens() * cpu::BLOCK_CHANNELS),
                  [&](int64_t begin, int64_t end) { cpu::filtered(problem, begin, end); });
   });
   return y;
@@ -56,7 +56,7 @@ Tensor filtered_backward_weight(const Tensor& grad_, const Tensor& x_, const std
         one_segment ? grad_weight : torch::stable::new_empty(x, {problem.segments(), problem.elements()}, wide);
     problem.partial = mutable_data<A>(partial);
     problem.grad_weight = mutable_data<A>(grad_weight);
-    parallel_for(0, problem.tasks(), grain(problem.tokens() * problem.SEGMENT * problem.spectrum.BLOCK),
+    parallel_for(0, problem.tasks(), grain(problem.tokens() * problem.SEGMENT * cpu::BLOCK_CHANNELS),
                  [&](int64_t begin, int64_t end) { cpu::filtered_backward_weight_sums(problem, begin, end); });
     if (one_segment) return;
     parallel_for(0, problem.elements(), grain(problem.segments() + 1),

@@ -23,7 +23,7 @@ struct BandEnergy : SpectralTokens<T> {
   T* grad_x;      // [B, prefix + H W, D], contiguous, written backward
 
   int64_t tasks() const { return this->batch * this->blocks(); }
-  int64_t scratch() const { return this->spectrum.scratch() + count * this->spectrum.BLOCK; }
+  int64_t scratch() const { return this->spectrum.scratch() + count * BLOCK_CHANNELS; }
 };
 
 // Over tasks.

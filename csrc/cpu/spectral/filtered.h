@@ -4,8 +4,9 @@
 //
 // Reads x once and writes y once; between them everything stays in the cache. A task is a block of channels of one
 // batch element, blocks outside: the block of the weight, unpacked once, serves all batch elements of a thread.
-// Multiplications per element in the Fourier basis, by the grid: about 14 at 7 x 7, 18 at 14 x 14, 19 at 16 x 16, 27 at
-// 24 x 24; beyond 7 x 7 that takes longer than the memory.
+// Multiplications per element in the Fourier basis, by the side of the grid: 17 at 7, 17 at 14, 13 at 16, 19 at 24, and
+// as many additions. That is about what the memory takes to deliver and fetch it; moving numbers between registers and
+// the first level cache takes longer than either.
 #pragma once
 #include <cstdint>
 
@@ -19,7 +20,7 @@ struct Filtered : SpectralTokens<T> {
   T* y;                         // contiguous
 
   int64_t tasks() const { return this->batch * this->blocks(); }
-  int64_t scratch() const { return this->spectrum.scratch() + this->spectrum.tile(); }
+  int64_t scratch() const { return this->spectrum.scratch() + this->spectrum.factors(); }
 };
 
 // Over tasks.

@@ -27,7 +27,7 @@ struct FilteredBackwardWeight : SpectralTokens<T> {
   int64_t elements() const {
     return this->spectrum.coefficients() * this->channels * this->spectrum.parts();  // of the weight
   }
-  int64_t scratch() const { return 2 * this->spectrum.scratch() + this->spectrum.tile(); }
+  int64_t scratch() const { return 2 * this->spectrum.scratch() + this->spectrum.factors(); }
 };
 
 // Over tasks: fills partial.

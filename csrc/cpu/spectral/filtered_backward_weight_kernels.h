@@ -7,14 +7,14 @@ static void add_products(const Stages<A>& stages, const Column<A>& g, const Colu
   const int64_t point = stages.point;
   if (!stages.s.fourier) {
     for (int64_t h = 0; h < stages.s.height; ++h, sums += point) {
-      const A *g_at = g.real + h * g.stride, *x_at = x.real + h * x.stride;
+      const A *g_at = g.real + h * point, *x_at = x.real + h * point;
       for (int64_t d = 0; d < point; d += LANES<A>) store(sums + d, load(sums + d) + load(g_at + d) * load(x_at + d));
     }
     return;
   }
   for (int64_t h = 0; h < stages.s.height; ++h, sums += 2 * point) {
-    const A *g_real = g.real + h * g.stride, *g_imaginary = g.imaginary + h * g.stride;
-    const A *x_real = x.real + h * x.stride, *x_imaginary = x.imaginary + h * x.stride;
+    const A *g_real = g.real + h * point, *g_imaginary = g.imaginary + h * point;
+    const A *x_real = x.real + h * point, *x_imaginary = x.imaginary + h * point;
     for (int64_t d = 0; d < point; d += LANES<A>) {
       const Vector<A> g_re = load(g_real + d), g_im = load(g_imaginary + d);
       const Vector<A> x_re = load(x_real + d), x_im = load(x_imaginary + d);
@@ -59,7 +59,10 @@ static void sums(const FilteredBackwardWeight<T>& p, int64_t begin, int64_t end,
         const T* x = p.x + b * p.stride_batch + p.prefix * p.stride_token + piece.channel;
         of_grad.rows_forward(grad, p.grad_stride_token);
         of_x.rows_forward(x, p.stride_token);
+        const bool more = b + 1 < last;
         for (int64_t k = 0; k < s.in_a_row(); ++k) {
+          of_grad.prefetch_share(k, more ? grad + p.grad_stride_batch : grad, p.grad_stride_token);
+          of_x.prefetch_share(k, more ? x + p.stride_batch : x, p.stride_token);
           add_products(of_x, of_grad.column_forward(k), of_x.column_forward(k), sums + k * column);
         }
       }

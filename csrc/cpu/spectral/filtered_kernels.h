@@ -24,13 +24,13 @@ static void weigh(const Stages<A>& stages, const Column<A>& c, const A* weight) 
   const int64_t point = stages.point;
   if (!stages.s.fourier) {
     for (int64_t h = 0; h < stages.s.height; ++h, weight += point) {
-      A* at = c.real + h * c.stride;
+      A* at = c.real + h * point;
       for (int64_t d = 0; d < point; d += LANES<A>) store(at + d, load(at + d) * load(weight + d));
     }
     return;
   }
   for (int64_t h = 0; h < stages.s.height; ++h, weight += 2 * point) {
-    A *real = c.real + h * c.stride, *imaginary = c.imaginary + h * c.stride;
+    A *real = c.real + h * point, *imaginary = c.imaginary + h * point;
     for (int64_t d = 0; d < point; d += LANES<A>) {
       const Vector<A> re = load(real + d), im = load(imaginary + d);
       const Vector<A> weight_re = load(weight + d), weight_im = load(weight + point + d);
@@ -55,11 +55,13 @@ static void filtered_tasks(const Filtered<T>& p, int64_t begin, int64_t end, A* 
           std::memcpy(static_cast<void*>(y), x, size_t(piece.count) * sizeof(T));
         }
         stages.rows_forward(x, p.stride_token);
+        const T* next = b + 1 < last ? x + p.stride_batch : x;
         for (int64_t k = 0; k < s.in_a_row(); ++k) {
+          stages.prefetch_share(k, next, p.stride_token);
           weigh(stages, stages.column_forward(k), weight + k * s.height * s.parts() * stages.point);
           stages.column_back(k);
         }
-        stages.rows_back(y, p.channels);
+        stages.rows_back(y, p.channels, p.streamed(p.y));
       }
     });
   });

@@ -30,7 +30,7 @@ struct TokenEnergy : SpectralTokens<T> {
   int64_t backward_tasks() const { return this->batch * this->blocks(); }
   int64_t scratch() const {
     const Spectrum<Accumulate<T>>& s = this->spectrum;
-    return s.scratch() + s.coefficients() + s.width * s.BLOCK + s.points() * MOST_LANES<Accumulate<T>>;
+    return s.scratch() + s.coefficients() + s.width * BLOCK_CHANNELS + s.points() * MOST_LANES<Accumulate<T>>;
   }
 };
 

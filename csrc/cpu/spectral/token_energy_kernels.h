@@ -11,7 +11,7 @@ struct TokenEnergyMemory {
   TokenEnergyMemory(const TokenEnergy<T>& p, A* scratch) {
     const Spectrum<A>& s = p.spectrum;
     row = scratch + s.scratch();
-    squares = row + s.width * s.BLOCK;
+    squares = row + s.width * BLOCK_CHANNELS;
     factors = squares + s.points() * MOST_LANES<A>;
     for (int64_t k = 0; k < s.in_a_row(); ++k) {
       for (int64_t h = 0; h < s.height; ++h) {
@@ -22,9 +22,11 @@ struct TokenEnergyMemory {
 };
 
 // The spectrum in the tile, before it goes along columns, becomes that of P x.
-template <typename A>
-static void keep(const Stages<A>& stages, const A* factors) {
+// `next`: tokens that will be read next, or null.
+template <typename T, typename A>
+static void keep(const Stages<A>& stages, const A* factors, const T* next, int64_t stride) {
   for (int64_t k = 0; k < stages.s.in_a_row(); ++k) {
+    if (next) stages.prefetch_share(k, next, stride);
     stages.scale_column(k, stages.column_forward(k), factors);
     stages.column_back(k);
   }
@@ -41,8 +43,9 @@ static void sums(const TokenEnergy<T>& p, int64_t begin, int64_t end, A* scratch
     for (int64_t block = segment * p.SEGMENT; block < last; ++block) {
       for_pieces<A>(p.channels, block, [&](const Piece& piece) {
         const Stages<A> stages(s, piece, scratch);
-        stages.rows_forward(p.x + b * p.stride_batch + p.prefix * p.stride_token + piece.channel, p.stride_token);
-        keep(stages, memory.factors);
+        const T* x = p.x + b * p.stride_batch + p.prefix * p.stride_token + piece.channel;
+        stages.rows_forward(x, p.stride_token);
+        keep(stages, memory.factors, p.start(b * p.blocks() + (block + 1 < last ? block + 1 : block)), p.stride_token);
         for (int64_t h = 0; h < s.height; ++h) {
           stages.template row_back<A>(h, memory.row, stages.point);
           for (int64_t w = 0; w < s.width; ++w) {
@@ -84,8 +87,9 @@ static void backward(const TokenEnergy<T>& p, int64_t begin, int64_t end, A* scr
     const A* grad = p.grad + b * p.tokens() + p.prefix;
     for_pieces<A>(p.channels, block, [&](const Piece& piece) {
       const Stages<A> stages(s, piece, scratch);
-      stages.rows_forward(p.x + b * p.stride_batch + p.prefix * p.stride_token + piece.channel, p.stride_token);
-      keep(stages, memory.factors);
+      const T* x = p.x + b * p.stride_batch + p.prefix * p.stride_token + piece.channel;
+      stages.rows_forward(x, p.stride_token);
+      keep<T>(stages, memory.factors, nullptr, 0);
       for (int64_t h = 0; h < s.height; ++h) {
         stages.template row_back<A>(h, memory.row, stages.point);
         for (int64_t w = 0; w < s.width; ++w) {
@@ -95,10 +99,10 @@ static void backward(const TokenEnergy<T>& p, int64_t begin, int64_t end, A* scr
         }
         stages.template row_forward<A>(h, memory.row, stages.point);
       }
-      keep(stages, memory.factors);
+      keep(stages, memory.factors, p.start(task + 1 < end ? task + 1 : task), p.stride_token);
       T* grad_x = p.grad_x + b * p.tokens() * p.channels + piece.channel;
       stages.zero_prefix(grad_x, p.channels, p.prefix);
-      stages.rows_back(grad_x + p.prefix * p.channels, p.channels);
+      stages.rows_back(grad_x + p.prefix * p.channels, p.channels, p.streamed(p.grad_x));
     });
   }
 }
