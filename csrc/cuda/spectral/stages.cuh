@@ -127,6 +127,12 @@ __device__ inline void make(const Map& map, const Block& block, const Stage& sta
       return;
     }
   }
+  if constexpr ((MADE & (bit(To::tokens) | bit(To::spectrum))) != 0) {
+    if ((what == To::tokens || what == To::spectrum) && map.out_vector && map.type == Type::float32) {
+      exchange(one, block.lane & 1);
+      exchange(other, block.lane & 1);
+    }
+  }
   if (!one_there) return;
   if constexpr ((MADE & bit(To::tokens)) != 0) {
     if (what == To::tokens) {

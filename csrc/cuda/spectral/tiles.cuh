@@ -45,7 +45,30 @@ __device__ inline void put(void* data, Type type, int64_t index, float value) {
   }
 }
 
-// Values of 8 channels from `channel` on, of which those below `channels` exist.
+__device__ inline uint32_t pack(__half low, __half high) {
+  return uint32_t(__half_as_ushort(high)) << 16 | __half_as_ushort(low);
+}
+__device__ inline uint32_t pack(__nv_bfloat16 low, __nv_bfloat16 high) {
+  return uint32_t(__bfloat16_as_ushort(high)) << 16 | __bfloat16_as_ushort(low);
+}
+
+template <typename T>
+__device__ inline uint4 packed(const float (&v)[VALUES]) {
+  return make_uint4(pack(narrow<T>(v[0]), narrow<T>(v[1])), pack(narrow<T>(v[2]), narrow<T>(v[3])),
+                    pack(narrow<T>(v[4]), narrow<T>(v[5])), pack(narrow<T>(v[6]), narrow<T>(v[7])));
+}
+
+// Lanes next to each other have 8 channels of a row each. They exchange 4, so that what both store in one access lies
+// together: float32 values of channels 0 to 3 and 8 to 11 of the two lanes', or of the others. By all lanes of a warp.
+__device__ inline void exchange(float (&values)[VALUES], bool odd) {
+#pragma unroll
+  for (int v = 0; v < VALUES / 2; ++v) {
+    const float received = __shfl_xor_sync(~0u, odd ? values[v] : values[v + 4], 1);
+    (odd ? values[v] : values[v + 4]) = received;
+  }
+}
+
+// Values of 8 channels from `channel` on, of which those below `channels` exist. float32 vectors are `exchange`d.
 __device__ inline void put_row(void* data, Type type, bool vector, int64_t row, int64_t channel, int64_t channels,
                                const float (&values)[VALUES]) {
   if (!vector) {
@@ -53,17 +76,15 @@ __device__ inline void put_row(void* data, Type type, bool vector, int64_t row, 
       if (channel + v < channels) put(data, type, row + channel + v, values[v]);
     }
   } else if (type == Type::float32) {
-    float* to = static_cast<float*>(data) + row + channel;
-    if (channel < channels) *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
-    if (channel + 4 < channels) {
-      *reinterpret_cast<float4*>(to + 4) = make_float4(values[4], values[5], values[6], values[7]);
+    const int64_t first = channel / VALUES % 2 ? channel - 4 : channel;
+    float* to = static_cast<float*>(data) + row + first;
+    if (first < channels) *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
+    if (first + 8 < channels) {
+      *reinterpret_cast<float4*>(to + 8) = make_float4(values[4], values[5], values[6], values[7]);
     }
   } else if (channel < channels) {
-    if (type == Type::float16) {
-      store<VALUES>(static_cast<__half*>(data) + row + channel, values);
-    } else {
-      store<VALUES>(static_cast<__nv_bfloat16*>(data) + row + channel, values);
-    }
+    uint4* to = reinterpret_cast<uint4*>(static_cast<char*>(data) + (row + channel) * 2);
+    *to = type == Type::float16 ? packed<__half>(values) : packed<__nv_bfloat16>(values);
   }
 }
 
@@ -79,11 +100,15 @@ __device__ inline void get_row(const float* row, int stride, int which, int64_t 
 
 // Lanes next to each other write the halves of 8 channels in different order: no bank conflicts.
 __device__ inline void put_point(float* tile, int point, int channel, bool odd, const float (&values)[VALUES]) {
-  const float4 low = make_float4(values[0], values[1], values[2], values[3]);
-  const float4 high = make_float4(values[4], values[5], values[6], values[7]);
+  float first[4], second[4];
+#pragma unroll
+  for (int v = 0; v < 4; ++v) {
+    first[v] = odd ? values[v + 4] : values[v];
+    second[v] = odd ? values[v] : values[v + 4];
+  }
   float* to = tile + at(point, channel);
-  *reinterpret_cast<float4*>(to + (odd ? 4 : 0)) = odd ? high : low;
-  *reinterpret_cast<float4*>(to + (odd ? 0 : 4)) = odd ? low : high;
+  *reinterpret_cast<float4*>(to + (odd ? 4 : 0)) = make_float4(first[0], first[1], first[2], first[3]);
+  *reinterpret_cast<float4*>(to + (odd ? 0 : 4)) = make_float4(second[0], second[1], second[2], second[3]);
 }
 
 __device__ inline void get_point(const float* tile, int point, int channel, bool odd, float (&values)[VALUES]) {

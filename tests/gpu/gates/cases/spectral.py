@@ -15,7 +15,7 @@ GRIDS = {
     "odd": {"B": 2, "H": 5, "W": 7, "D": 33, "prefix": 0, "fourier": 0},
 }
 TOKENS = {"tokens": {"B": 2, "H": 1, "W": 50, "D": 64, "prefix": 1, "fourier": 0}}
-FOURIER = {"Fourier": {"B": 2, "H": 14, "W": 14, "D": 64, "prefix": 1, "fourier": 1}}
+FOURIER = {"Fourier": {"B": 2, "H": 12, "W": 13, "D": 64, "prefix": 1, "fourier": 1}}
 COSINE = GRIDS | TOKENS
 BOTH = COSINE | FOURIER
 ALWAYS_FOURIER = {name: sizes | {"fourier": 1} for name, sizes in COSINE.items()}
