@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import subprocess
 import sys
 from functools import cache
@@ -34,7 +35,7 @@ def _made(name: str, command: list[str], sources: list[Path]) -> Path:
     target = CACHE / "emulator_tests" / f"{digest.hexdigest()[:16]}-{name}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(f"{target.name}.{hashlib.sha256(sys.argv[0].encode()).hexdigest()[:8]}")
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
         done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
         unfinished.replace(target)

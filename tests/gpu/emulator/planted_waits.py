@@ -55,6 +55,18 @@ BARRIERS = [
         where={"warp": 0, "lane": 0},
     ),
     Planted(
+        "barrier that the lanes of a warp reach one half after the other",  # allowed without .aligned, but stricter here
+        "divergent_barrier",
+        """
+        and.b32 %r2, %r0, <<32|1>>; setp.eq.u32 %p0, %r2, 0; @%p0 bra OTHER;
+        barrier.sync 0; // blamed
+        bra JOIN;
+        OTHER:
+        barrier.sync 0; // blamed
+        JOIN:
+        """,
+    ),
+    Planted(
         "guarded barrier",
         "divergent_barrier",
         "setp.ne.u32 %p0, %r0, <<64|33>>;\n@%p0 bar.sync 0; // blamed",
