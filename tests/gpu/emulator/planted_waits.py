@@ -55,7 +55,7 @@ BARRIERS = [
         where={"warp": 0, "lane": 0},
     ),
     Planted(
-        "barrier that the lanes of a warp reach one half after the other",  # allowed without .aligned, but stricter here
+        "barrier that the lanes of a warp reach one half after the other",  # a GPU allows it without .aligned
         "divergent_barrier",
         """
         and.b32 %r2, %r0, <<32|1>>; setp.eq.u32 %p0, %r2, 0; @%p0 bra OTHER;
