@@ -30,6 +30,13 @@ LENGTHS = (*range(1, 34), 49, 50, 64, 77, 196, 197, 256, 257, 576, 577)
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small problems would spend their time waiting for a second one."""
+    with threads(1):
+        yield
+
+
 def random(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
@@ -110,7 +117,7 @@ def test_compiled_lengths_along_both_axes(height, dtype):
         assert_accurate(SEPARABLE, x, along_h, along_w, height, 14, 1)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 15, 16, 17, 48, 63, 64, 65, 130, 192])
+@pytest.mark.parametrize("channels", [1, 3, 15, 16, 17, 48, 63, 64, 83, 130, 192])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_number_of_channels(channels, dtype):
     (along_h, along_w), (inverse_h, inverse_w) = fourier(5, 6, dtype)
@@ -250,7 +257,7 @@ def test_a_direct_call_cannot_read_outside_its_tensors():
 def test_every_instruction_set(capability):
     """The kernels are chosen once per process, so the tests above run again in another."""
     environment = {**os.environ, "MLIP_KERNELS_CPU_CAPABILITY": capability}
-    chosen = "compiled_lengths and float or fourier_maps or any_number_of_channels or too_large"
+    chosen = "compiled_lengths and float32 or any_number_of_channels and 83 or too_large and float32"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,7 +1,6 @@
 // Applies lines whose length is known at compile time (cpu/spectral/trees.h): every input stays in a register.
 // Included by cpu/spectral/lines_kernels.h.
 
-#define MLIP_INLINE static inline __attribute__((always_inline))
 #define MLIP_UNROLL_ALL _Pragma("GCC unroll 32")
 
 // Receivers of outputs: to(index, value).
@@ -130,5 +129,4 @@ static void transform_short(const Line<A>& line, const Place<const In>& x, const
   }
 }
 
-#undef MLIP_INLINE
 #undef MLIP_UNROLL_ALL

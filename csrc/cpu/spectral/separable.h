@@ -4,8 +4,12 @@
 //
 // Reads x once and writes y once: B D (2 prefix + H W + H' W') elements. Between them rows, then columns are
 // transformed in a tile [H, W', block of channels] of the accumulation type, which stays in cache. A task is a block of
-// channels of one batch element. Multiplications: see cpu/spectral/lines.h; at 14 x 14 the DCT takes 10.6 an element,
-// about as long as the memory takes to deliver it.
+// channels of one batch element.
+//
+// Multiplications are those of cpu/spectral/lines.h, 10.6 an element for the DCT of 14 x 14, and take about as long as
+// memory takes to deliver x and to accept y. So that the two overlap, the x of the next task is fetched while columns
+// are computed; and large results go past the caches, as reading every line of y before writing it would cost as much
+// as reading x.
 #pragma once
 #include <cstdint>
 
