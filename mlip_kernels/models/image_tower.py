@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mlip_kernels.models.config import ImageConfig, MergingConfig
+from mlip_kernels.nn.attention import attend
 from mlip_kernels.nn.granularity import three_way_plan
 from mlip_kernels.nn.guidance import class_attention, rank, similarity_to_pooled
-from mlip_kernels.ops.merging import MergePlan, merge_plan, proportional_attention, weighted_mean
+from mlip_kernels.ops.merging import MergePlan, merge_plan, weighted_mean
 
 PREFIX_TOKENS = 1
 
@@ -133,9 +133,8 @@ class ImageTower(nn.Module):
         companion: Companion,
     ) -> tuple[Tensor, Tensor | None, Tensor, Companion]:
         """timm's block with a merge between attention and MLP (where ToMe and EViT put it)."""
-        attended, query, keys = attention(
-            block.attn, block.norm1(tokens), size if self.merging.proportional_attention else None
-        )
+        counted = size if self.merging.proportional_attention else None
+        attended, query, keys = attend(block.attn, block.norm1(tokens), counted)
         tokens = tokens + block.drop_path1(block.ls1(attended))
         if step is not None:
             guide = self.guide(query, keys, size, companion)
@@ -175,33 +174,6 @@ class ImageTower(nn.Module):
             return None
         guide = torch.stack(ranks).mean(0)
         return nn.functional.pad(guide, (PREFIX_TOKENS, 0))
-
-
-def attention(module: nn.Module, tokens: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """timm's ``Attention`` with size-proportional logits; also returns what matching and guiding read.
-
-    Args:
-        module: a timm ``Attention``; any other kind is refused, since its forward could mean something else.
-        tokens: ``[B, N, D]``, normalised.
-        size: ``[B, N]`` patches that each token stands for, or ``None``.
-
-    Returns:
-        The attended tokens ``[B, N, D]``, the class token's query ``[B, heads, head_dim]`` and the keys
-        ``[B, heads, N, head_dim]``, the last two detached.
-
-    Raises:
-        TypeError: if ``module`` is not timm's ``Attention``.
-    """
-    if type(module) is not Attention or module.gate is not None:
-        raise TypeError(f"block.attn: expected timm.layers.Attention without a gate, got {type(module).__name__}")
-    batch, count, _ = tokens.shape
-    qkv = module.qkv(tokens).reshape(batch, count, 3, module.num_heads, module.head_dim).permute(2, 0, 3, 1, 4)
-    query, keys, values = qkv.unbind(0)
-    query, keys = module.q_norm(query), module.k_norm(keys)
-    dropout = module.attn_drop.p if module.training else 0.0
-    attended = proportional_attention(query, keys, values, size, dropout_p=dropout)
-    attended = module.norm(attended.transpose(1, 2).reshape(batch, count, module.attn_dim))
-    return module.proj_drop(module.proj(attended)), query[:, :, 0].detach(), keys.detach()
 
 
 def merge_companion(companion: Companion, plan: MergePlan) -> Companion:

@@ -7,10 +7,77 @@ different origin are made comparable by their rank within the image.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class GuideContext(NamedTuple):
+    """What a guide can read, in the block that is about to merge; nothing of it requires a gradient."""
+
+    tokens: Tensor
+    """``[B, N, D]``: behind attention, before the MLP; prefix tokens first."""
+    query: Tensor
+    """``[B, heads, head_dim]``: the query of the first token."""
+    keys: Tensor
+    """``[B, heads, N, head_dim]``"""
+    size: Tensor | None
+    """``[B, N]`` patches that each token stands for, 0 where it is padding; ``None`` means ones."""
+    origin: Tensor
+    """``[B, N0]`` int64: the token that each token before the first block has become."""
+    energy: Tensor | None
+    """``[B, N]`` high-frequency energy of the embedded patches, averaged where they merged, if it was asked for."""
+    grid: tuple[int, int] | None
+    """Patches in a column and in a row before the first block; ``None`` where some were left out."""
+    prefix_tokens: int
+    """Leading class and register tokens."""
+    class_token: bool
+    """Whether the first token is a class token."""
+
+
+Guide = Callable[[GuideContext], Tensor]
+"""How informative each token is, ``[B, N]``; entries of prefix tokens are not read."""
+
+
+def spatial(context: GuideContext) -> Tensor:
+    """Rank in the attention that the class token pays, in [0, 1]; without a class token, `key_norm`."""
+    if not context.class_token:
+        return key_norm(context)
+    attention = class_attention(context.query, context.keys, context.size)
+    return _rank_patches(attention, context.prefix_tokens)
+
+
+def key_norm(context: GuideContext) -> Tensor:
+    """Rank in the length of the keys, averaged over heads, in [0, 1]: long keys move the attention of all queries."""
+    return _rank_patches(torch.linalg.vector_norm(context.keys.float(), dim=-1).mean(1), context.prefix_tokens)
+
+
+def frequency(context: GuideContext) -> Tensor:
+    """Rank in the high-frequency energy of the patches, in [0, 1].
+
+    The energy is computed once, where the tokens are a grid, and merged with the tokens.
+    """
+    if context.energy is None:
+        raise ValueError("guide: 'frequency' needs all patches of a grid, but some were left out (patch dropout)")
+    return _rank_patches(context.energy, context.prefix_tokens)
+
+
+def both(context: GuideContext) -> Tensor:
+    """Mean of `spatial` and `frequency`."""
+    return (spatial(context) + frequency(context)) / 2
+
+
+READS_ENERGY: tuple[Guide, ...] = (frequency, both)
+"""The guides that need `GuideContext.energy`."""
+
+GUIDES: dict[str, Guide] = {"spatial": spatial, "key_norm": key_norm, "frequency": frequency, "both": both}
+
+
+def _rank_patches(guide: Tensor, prefix_tokens: int) -> Tensor:
+    return F.pad(rank(guide[:, prefix_tokens:]), (prefix_tokens, 0))
 
 
 @torch.no_grad()

@@ -224,6 +224,31 @@ def test_chained_merges_with_masks_equal_merging_the_real_tokens_alone():
     assert_identical(size[plan.mask], alone_size[0])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 20), st.lists(st.integers(0, 6), min_size=2, max_size=4), st.booleans(), st.integers(0, 1000))
+def test_plans_one_after_the_other_are_one_plan(tokens, steps, masked, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, tokens, 3, generator=generator, dtype=torch.float64)
+    mask = torch.rand(2, tokens, generator=generator) < 0.6 if masked else None
+    size = torch.randint(1, 50, (2, tokens), generator=generator).float()
+    whole, plans, merged, merged_size = None, [], x, size
+    for r in steps:
+        plan = merge_plan(merged, r, size=merged_size, mask=mask)
+        merged, merged_size = plan.merge(merged)
+        mask = plan.mask
+        whole = plan if whole is None else whole.then(plan)
+        plans.append(plan)
+    at_once, size_at_once = whole.merge(x, size)
+    real = merged_size > 0
+    assert_identical(size_at_once, merged_size)
+    assert_close(at_once[real], merged[real], roundings=64)
+    assert torch.equal(torch.cat((whole.kept, whole.removed), 1).sort(1).values, torch.arange(tokens).expand(2, -1))
+    spread = merged
+    for plan in reversed(plans):
+        spread = plan.unmerge(spread)
+    assert_identical(whole.unmerge(merged), spread)
+
+
 def forward(x, metric, guide, r):
     merged, size, plan = merge_tokens(x, metric, r, guide=guide)
     positions, _ = plan.merge(metric, torch.ones(metric.shape[:2]))

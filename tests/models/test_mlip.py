@@ -9,7 +9,7 @@ from torch import nn
 
 from mlip_kernels import use_reference
 from mlip_kernels.models import MLIP, ImageConfig, LossConfig, MergingConfig, MLIPConfig, MLIPLoss, TextConfig
-from mlip_kernels.models.image_tower import attention
+from mlip_kernels.nn.attention import attend
 from mlip_kernels.testing import assert_close, assert_identical
 
 TINY = MLIPConfig(
@@ -216,4 +216,4 @@ def test_a_wrong_batch_is_named(images, text, error, message):
 
 def test_an_attention_it_does_not_know_is_refused():
     with pytest.raises(TypeError, match=r"block\.attn: expected timm\.layers\.Attention.*MultiheadAttention"):
-        attention(nn.MultiheadAttention(8, 2), torch.randn(1, 3, 8), None)
+        attend(nn.MultiheadAttention(8, 2), torch.randn(1, 3, 8), None)

@@ -124,6 +124,20 @@ class MergePlan:
         check_same_device("origin", origin, "the plan", self.assignment)
         return self.assignment.gather(1, origin)
 
+    def then(self, plan: MergePlan) -> MergePlan:
+        """This plan and one for its output tokens as one plan, from the input tokens of the first.
+
+        Its `merge` with the sizes of the original tokens is the mean over all tokens that ended together, and its
+        `unmerge` goes back in one step. ``plan.size`` is not read: the sizes are those of this plan.
+        """
+        if not isinstance(plan, MergePlan):
+            raise TypeError(f"plan: expected a MergePlan, got {type(plan).__name__}")
+        batch = self.assignment.shape[0]
+        check_shape("plan.assignment", plan.assignment, (batch, self.merged_tokens), "[B, N'] of this plan")
+        check_same_device("plan", plan.assignment, "this plan", self.assignment)
+        assignment, kept, removed, mask, dropped = reference.composed(self._matching(), plan._matching())
+        return MergePlan(assignment, kept, removed, self.prefix_tokens, mask=mask, dropped=dropped, size=self.size)
+
     def _matching(self) -> reference.Matching:
         return reference.Matching(self.assignment, self.kept, self.removed, self.mask, self.dropped)
 

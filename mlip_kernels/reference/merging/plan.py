@@ -70,6 +70,20 @@ def match(
     return Matching(assignment.clamp_(max=tokens - r - 1), kept, removed, mask.gather(1, kept), dropped)
 
 
+def composed(first: Matching, second: Matching) -> Matching:
+    """Both matchings, one after the other, as one."""
+    assignment = second.assignment.gather(1, first.assignment)
+    kept = first.kept.gather(1, second.kept)
+    removed = torch.cat((first.removed, first.kept.gather(1, second.removed)), dim=1).sort(dim=1).values
+    dropped = None if second.dropped is None else second.dropped.gather(1, first.assignment)
+    if first.dropped is not None:
+        dropped = first.dropped if dropped is None else dropped | first.dropped
+    if dropped is not None:
+        merged = ~dropped.gather(1, removed)
+        removed = removed.gather(1, merged.to(torch.uint8).argsort(dim=1, stable=True))
+    return Matching(assignment, kept, removed, second.mask, dropped)
+
+
 def _best_targets(metric: Tensor, sources: slice, targets: slice, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Cosine similarity ``[B, S]`` of every source to its best target, −inf where no pair is allowed, and its number.
 
