@@ -51,3 +51,14 @@ def test_the_example_runs():
     assert names["image"].shape == (8, 768)
     assert names["per_image"].shape == names["per_text"].shape == (8, 8)
     assert torch.equal(names["size"].sum(1), torch.full((8,), 197.0))
+
+
+def test_the_patch_example_runs(monkeypatch):
+    import timm
+
+    example = re.search(r"```python\n(from mlip_kernels.patch import timm.*?)```", README, re.DOTALL).group(1)
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: original(name, embed_dim=48, num_heads=3))
+    names: dict[str, object] = {"timm": timm}
+    exec(example, names)
+    assert type(names["model"]) is timm.models.VisionTransformer

@@ -1,1 +1,1 @@
-"""Where patches for models of timm, open_clip and transformers will live; none is written yet."""
+"""Token merging in other people's models: `timm` patches timm's vision transformers, `tome` has ToMe's names."""
