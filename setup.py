@@ -45,11 +45,13 @@ class BuildParts(build_ext):
         self.to.mkdir(parents=True, exist_ok=True)
         record = {"cpu": self.attempt("cpu", self.build_cpu), "cuda": self.attempt("cuda", self.build_cuda)}
         record["torch"] = metadata.version("torch") if importlib.util.find_spec("torch") else "none"
-        (self.to / "_build.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        unfinished = self.to / "_build.json.unfinished"
+        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(self.to / "_build.json")
 
     def attempt(self, part: str, build) -> str:
+        """Build a part. An older library stays until the new one is linked, or until the part is left out."""
         library = self.to / f"_{part}.so"
-        library.unlink(missing_ok=True)
         try:
             if ENV.get("MLIP_KERNELS_SKIP_EXT") == "1":
                 raise LeftOutError("skipped by MLIP_KERNELS_SKIP_EXT=1 when the package was built")
@@ -61,6 +63,7 @@ class BuildParts(build_ext):
             demanded = STRICT or (part == "cuda" and ENV.get("FORCE_CUDA") == "1")
             if demanded and isinstance(reason, FailedError):
                 raise SystemExit(f"mlip_kernels: the {part} part was demanded, but {reason}") from reason
+            library.unlink(missing_ok=True)
             print(f"mlip_kernels: left out the {part} part: {reason}", file=sys.stderr)
             return str(reason)
 
