@@ -92,7 +92,7 @@ FourierLine<A>::FourierLine(const Matrix<A>& cosine, const Matrix<A>& sine) : le
     const A* row = from.data + (is_cosine ? k : length - k) * from.stride_row;
     for (int64_t n = 0; n < length; ++n) matrix[size_t(k * length + n)] = row[n * from.stride_column];
   }
-  if (pack(plain, matrix, length, false) && pack(flipped, matrix, length, true)) {
+  if (has_short_lines<A>() && pack(plain, matrix, length, false) && pack(flipped, matrix, length, true)) {
     tree = plain.data(), tree_transposed = flipped.data();
     return;
   }

@@ -54,6 +54,7 @@ class FourierLine {
   Line<A> forward, transposed;  // where there is no tree
 
   int64_t scratch() const {
+    if (tree) return length * BLOCK_CHANNELS;
     return forward.scratch() > transposed.scratch() ? forward.scratch() : transposed.scratch();
   }
 

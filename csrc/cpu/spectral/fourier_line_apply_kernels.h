@@ -3,86 +3,24 @@
 #include "cpu/spectral/lines_kernels.h"
 //
 #include "cpu/spectral/fourier_line_kernels.h"
-#include "cpu/spectral/lines_short.h"
 
-#define MLIP_UNROLL_ALL _Pragma("GCC unroll 32")
-
-// Sines, from the last place downwards.
-template <int N, class To>
-struct ToSines {
-  const To& to;
-  template <class V>
-  inline __attribute__((always_inline)) void operator()(int i, V value) const {
-    to(N - 1 - i, value);
-  }
-};
-
-// Where the sine part meets the cosine part of a mirrored pair of outputs.
-template <int N, typename A, class To>
-struct ToPairs {
-  const Vector<A> (&cosine)[N / 2 + 1];
-  const To& to;
-  inline __attribute__((always_inline)) void operator()(int i, Vector<A> sine) const {
-    to(i + 1, cosine[i + 1] + sine);
-    to(N - 1 - i, cosine[i + 1] - sine);
-  }
-};
-
-template <int N, bool TRANSPOSED, typename In, typename Out, typename A>
-static inline __attribute__((always_inline)) void fourier_vector(const A* tree, const In* x, int64_t stride_x, Out* y,
-                                                                 int64_t stride_y) {
-  using Cosines = typename FourierCosineTree<N>::type;
-  using Sines = typename FourierSineTree<N>::type;
-  const ToMemory<Out, A> to{y, stride_y};
-  Vector<A> cosine[N / 2 + 1], sine[(N - 1) / 2];
-  cosine[0] = load(x);
-  if constexpr (N % 2 == 0) cosine[N / 2] = load(x + N / 2 * stride_x);
-  if constexpr (TRANSPOSED) {
-    MLIP_UNROLL_ALL
-    for (int k = 1; k < (N + 1) / 2; ++k) {
-      cosine[k] = load(x + k * stride_x);
-      sine[k - 1] = load(x + (N - k) * stride_x);
-    }
-    Vector<A> cosines[N / 2 + 1];
-    Apply<A, Cosines>::transposed(cosine, tree, ToArray<A, N / 2 + 1>{cosines});
-    Apply<A, Sines>::transposed(sine, tree + Cosines::COEFFICIENTS, ToPairs<N, A, ToMemory<Out, A>>{cosines, to});
-    to(0, cosines[0]);
-    if constexpr (N % 2 == 0) to(N / 2, cosines[N / 2]);
-  } else {
-    MLIP_UNROLL_ALL
-    for (int n = 1; n < (N + 1) / 2; ++n) {
-      const Vector<A> a = load(x + n * stride_x), b = load(x + (N - n) * stride_x);
-      cosine[n] = a + b;
-      sine[n - 1] = a - b;
-    }
-    Apply<A, Sines>::plain(sine, tree + Cosines::COEFFICIENTS, ToSines<N, ToMemory<Out, A>>{to});
-    Apply<A, Cosines>::plain(cosine, tree, to);
-  }
-}
-
-template <int N, bool TRANSPOSED, typename In, typename Out, typename A>
-static void fourier_short(const A* tree, const In* x, int64_t stride_x, Out* y, int64_t stride_y, int64_t vectors) {
-  for (int64_t v = 0; v < vectors; ++v, x += LANES<A>, y += LANES<A>) {
-    fourier_vector<N, TRANSPOSED>(tree, x, stride_x, y, stride_y);
-  }
+// Float to float only; other types pass by a scratch that stays in the first level cache.
+template <bool TRANSPOSED, typename In, typename Out>
+static void fourier_compiled(const FourierLine<float>& line, const In* x, int64_t stride_x, Out* y, int64_t stride_y,
+                             int64_t vectors, float* scratch) {
+  const Widened in = widened(x, stride_x, line.length, vectors, scratch);
+  const Unnarrowed<Out> out(y, stride_y, vectors, scratch);  // what was read stays in registers
+  fourier_short<TRANSPOSED>(line, in.data, in.stride, out.data, out.stride, vectors);
+  out.narrow(line.length);
 }
 
 template <bool TRANSPOSED, typename In, typename Out, typename A>
 void fourier(const FourierLine<A>& line, const In* x, int64_t stride_x, Out* y, int64_t stride_y, int64_t vectors,
              A* scratch) {
-  if (!line.tree) {
-    transform<In, Out, A>(TRANSPOSED ? line.transposed : line.forward, {x, stride_x}, {y, stride_y}, vectors, scratch);
-    return;
+  if constexpr (SHORT_LINES<A>) {
+    if (line.tree) return fourier_compiled<TRANSPOSED>(line, x, stride_x, y, stride_y, vectors, scratch);
   }
-  const A* tree = TRANSPOSED ? line.tree_transposed : line.tree;
-  switch (line.length) {
-#define MLIP_FOURIER(N)                                                    \
-  case N:                                                                  \
-    fourier_short<N, TRANSPOSED>(tree, x, stride_x, y, stride_y, vectors); \
-    break;
-    MLIP_LENGTHS(MLIP_FOURIER)
-#undef MLIP_FOURIER
-  }
+  transform<In, Out, A>(TRANSPOSED ? line.transposed : line.forward, {x, stride_x}, {y, stride_y}, vectors, scratch);
 }
 
 #define MLIP_FOURIER(TRANSPOSED, In, Out, A) \
@@ -96,4 +34,3 @@ MLIP_FOURIER(true, float, BFloat16, float);
 MLIP_FOURIER(false, Half, float, float);
 MLIP_FOURIER(true, float, Half, float);
 #undef MLIP_FOURIER
-#undef MLIP_UNROLL_ALL

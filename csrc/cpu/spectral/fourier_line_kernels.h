@@ -6,3 +6,8 @@
 template <bool TRANSPOSED, typename In, typename Out, typename A>
 void fourier(const FourierLine<A>& line, const In* x, int64_t stride_x, Out* y, int64_t stride_y, int64_t vectors,
              A* scratch);
+
+// The same where line.tree is not null. By cpu/spectral/fourier_line_short.cpp.
+template <bool TRANSPOSED>
+void fourier_short(const FourierLine<float>& line, const float* x, int64_t stride_x, float* y, int64_t stride_y,
+                   int64_t vectors);

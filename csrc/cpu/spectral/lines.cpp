@@ -4,7 +4,19 @@
 #include <numeric>
 #include <utility>
 
+#include "cpu/simd.h"
+
 namespace mlip::cpu {
+
+template <>
+bool has_short_lines<float>() {
+  return !MLIP_X86 || capability() != Capability::baseline;
+}
+template <>
+bool has_short_lines<double>() {
+  return false;
+}
+
 namespace {
 
 using Indices = std::vector<int32_t>;
@@ -340,8 +352,11 @@ void Line<A>::factor(std::vector<A> matrix, int64_t rows, int64_t columns) {
   Part<A> whole{Indices(size_t(rows)), Indices(size_t(columns)), std::move(matrix)};
   std::iota(whole.rows.begin(), whole.rows.end(), 0);
   std::iota(whole.columns.begin(), whole.columns.end(), 0);
-  compiled = pack_compiled(tree_coefficients, whole);
-  compiled_coefficients = tree_coefficients.data();
+  if (has_short_lines<A>()) compiled = pack_compiled(tree_coefficients, whole);
+  if (compiled != Compiled::no) {
+    compiled_coefficients = tree_coefficients.data();
+    return;
+  }
   Factors<A> factors;
   factors.take_apart(whole, 0, 0);
 

@@ -18,8 +18,12 @@
 
 namespace mlip::cpu {
 
-// What is applied by code compiled for the length of the axis (cpu/spectral/lines_short.h).
+// What is applied by code compiled for the length of the axis (cpu/spectral/lines_short_kernels.h).
 enum class Compiled { no, cosine, cosine_transposed };
+
+// Whether there is such code: for float, where vectors are longer than those of every processor.
+template <typename A>
+bool has_short_lines();
 
 // A dense matrix anywhere in memory: entry (m, n) is at data[m * stride_row + n * stride_column].
 template <typename A>

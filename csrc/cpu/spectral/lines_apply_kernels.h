@@ -4,8 +4,6 @@
 
 #define MLIP_UNROLL _Pragma("GCC unroll 8")
 
-#include "cpu/spectral/lines_short.h"
-
 // Most vectors of channels that are computed together, given 32 or 16 registers.
 constexpr int WIDEST = MLIP_VECTOR_BYTES == 64 ? 4 : 2;
 
@@ -34,9 +32,9 @@ static inline __attribute__((always_inline)) void panel(const A* coefficients, i
   }
 }
 
-template <int R, int V, bool DIRECT, typename Out, typename A>
+template <int R, int V, bool DIRECT, typename A>
 static void panel_to(const A* coefficients, int64_t columns, const A* from, const typename Line<A>::Single* targets,
-                     const Place<Out>& y, A* to) {
+                     const Place<A>& y, A* to) {
   Vector<A> sums[R][V];
   panel<R, V, A>(coefficients, columns < SEGMENT ? columns : SEGMENT, from, sums);
   for (int64_t n = SEGMENT; n < columns; n += SEGMENT) {
@@ -62,8 +60,9 @@ static void panel_to(const A* coefficients, int64_t columns, const A* from, cons
   }
 }
 
-template <int V, bool DIRECT, typename Out, typename A>
-static void blocks(const Line<A>& line, const A* from, const Place<Out>& y, A* to) {
+// Output slots in `to`, or the outputs themselves in y.
+template <int V, bool DIRECT, typename A>
+static __attribute__((noinline)) void blocks(const Line<A>& line, const A* from, const Place<A>& y, A* to) {
   constexpr int PANEL = Line<A>::PANEL;
   for (const auto& block : line.blocks) {
     const int64_t panels = (block.rows + PANEL - 1) / PANEL;
@@ -110,14 +109,13 @@ static void add_pairs(typename Line<A>::template List<typename Line<A>::Pair> pa
   }
 }
 
-// V vectors of channels of one line.
-template <int V, typename In, typename Out, typename A>
-static void apply(const Line<A>& line, const Place<const In>& x, const Place<Out>& y, A* scratch) {
-  A *in = scratch, *out = scratch + line.inputs * V * LANES<A>;
+// Inputs into their slots.
+template <int V, typename In, typename A>
+static __attribute__((noinline)) void gather(const Line<A>& line, const Place<const In>& x, A* slots) {
   for (const auto& fold : line.input_folds) {
     const In *first = x[fold.first], *second = x[fold.second];
-    A* to_a = in + int64_t(fold.slots.a) * V * LANES<A>;
-    A* to_b = in + int64_t(fold.slots.b) * V * LANES<A>;
+    A* to_a = slots + int64_t(fold.slots.a) * V * LANES<A>;
+    A* to_b = slots + int64_t(fold.slots.b) * V * LANES<A>;
     MLIP_UNROLL
     for (int v = 0; v < V; ++v) {
       const Vector<A> a = load(first + v * LANES<A>), b = load(second + v * LANES<A>);
@@ -128,18 +126,16 @@ static void apply(const Line<A>& line, const Place<const In>& x, const Place<Out
   for (const auto& single : line.input_singles) {
     const In* from = x[single.index];
     MLIP_UNROLL
-    for (int v = 0; v < V; ++v) store(in + (int64_t(single.slot) * V + v) * LANES<A>, load(from + v * LANES<A>));
+    for (int v = 0; v < V; ++v) store(slots + (int64_t(single.slot) * V + v) * LANES<A>, load(from + v * LANES<A>));
   }
-  add_pairs<V, A>(line.input_pairs, in);
-  if (line.output_folds.count == 0 && line.output_pairs.count == 0) {
-    blocks<V, true>(line, in, y, out);
-    return;
-  }
-  blocks<V, false>(line, in, y, out);
-  add_pairs<V, A>(line.output_pairs, out);
+}
+
+// Outputs out of their slots.
+template <int V, typename Out, typename A>
+static __attribute__((noinline)) void spread(const Line<A>& line, const A* slots, const Place<Out>& y) {
   for (const auto& fold : line.output_folds) {
-    const A* from_a = out + int64_t(fold.slots.a) * V * LANES<A>;
-    const A* from_b = out + int64_t(fold.slots.b) * V * LANES<A>;
+    const A* from_a = slots + int64_t(fold.slots.a) * V * LANES<A>;
+    const A* from_b = slots + int64_t(fold.slots.b) * V * LANES<A>;
     Out *first = y[fold.first], *second = y[fold.second];
     MLIP_UNROLL
     for (int v = 0; v < V; ++v) {
@@ -151,15 +147,48 @@ static void apply(const Line<A>& line, const Place<const In>& x, const Place<Out
   for (const auto& single : line.output_singles) {
     Out* to = y[single.index];
     MLIP_UNROLL
-    for (int v = 0; v < V; ++v) store(to + v * LANES<A>, load(out + (int64_t(single.slot) * V + v) * LANES<A>));
+    for (int v = 0; v < V; ++v) store(to + v * LANES<A>, load(slots + (int64_t(single.slot) * V + v) * LANES<A>));
   }
+}
+
+// Outputs that need no sums and no other type are stored by the blocks.
+template <int V, typename A>
+static bool blocks_to(const Line<A>& line, const A* in, const Place<A>& y) {
+  if (line.output_folds.count || line.output_pairs.count) return false;
+  blocks<V, true, A>(line, in, y, nullptr);
+  return true;
+}
+template <int V, typename A, typename Out>
+static bool blocks_to(const Line<A>&, const A*, const Place<Out>&) {
+  return false;
+}
+
+// V vectors of channels of one line.
+template <int V, typename In, typename Out, typename A>
+static void apply(const Line<A>& line, const Place<const In>& x, const Place<Out>& y, A* scratch) {
+  A *in = scratch, *out = scratch + line.inputs * V * LANES<A>;
+  gather<V, In, A>(line, x, in);
+  add_pairs<V, A>(line.input_pairs, in);
+  if (blocks_to<V>(line, in, y)) return;
+  blocks<V, false, A>(line, in, {}, out);
+  add_pairs<V, A>(line.output_pairs, out);
+  spread<V, Out, A>(line, out, y);
+}
+
+// Lines of compiled lengths: float to float only, other types pass by a scratch that stays in the first level cache.
+template <typename In, typename Out>
+static void transform_compiled(const Line<float>& line, const Place<const In>& x, const Place<Out>& y, int64_t vectors,
+                               float* scratch) {
+  const Widened in = widened(x.first, x.stride, line.inputs, vectors, scratch);
+  const Unnarrowed<Out> out(y.first, y.stride, vectors, scratch + line.inputs * BLOCK_CHANNELS);
+  transform_short(line, in.data, in.stride, out.data, out.stride, vectors);
+  out.narrow(line.outputs);
 }
 
 template <typename In, typename Out, typename A>
 void transform(const Line<A>& line, Place<const In> x, Place<Out> y, int64_t vectors, A* scratch) {
-  if (line.compiled != Compiled::no) {
-    transform_short(line, x, y, vectors);
-    return;
+  if constexpr (SHORT_LINES<A>) {
+    if (line.compiled != Compiled::no) return transform_compiled(line, x, y, vectors, scratch);
   }
   const auto advance = [&](int count) {
     x.first += count * LANES<A>, y.first += count * LANES<A>, vectors -= count;

@@ -15,10 +15,61 @@ struct Place {
   }
 };
 
-// y = line(x) for `vectors` consecutive vectors of channels. x and y may be of any element type that accumulates in A,
-// and may be the same memory. `scratch` holds line.scratch() elements, aligned to vectors.
+// y = line(x) for `vectors` consecutive vectors of channels, at most BLOCK_CHANNELS channels. x and y may be of any
+// element type that accumulates in A, and may be the same memory. `scratch` holds line.scratch() elements, aligned to
+// vectors.
 template <typename In, typename Out, typename A>
 void transform(const Line<A>& line, Place<const In> x, Place<Out> y, int64_t vectors, A* scratch);
+
+// Whether code for short lengths is compiled (`has_short_lines` says the same at run time).
+template <typename A>
+constexpr bool SHORT_LINES = false;
+template <>
+constexpr bool SHORT_LINES<float> = MLIP_VECTOR_BYTES > 16 || !MLIP_X86;
+
+// y = line(x) where line.compiled says so. By cpu/spectral/lines_short.cpp.
+void transform_short(const Line<float>& line, const float* x, int64_t stride_x, float* y, int64_t stride_y,
+                     int64_t vectors);
+
+// Points of an axis as float: where they are, or widened into `scratch`.
+struct Widened {
+  const float* data;
+  int64_t stride;
+};
+static inline Widened widened(const float* x, int64_t stride, int64_t, int64_t, float*) { return {x, stride}; }
+template <typename T>
+static Widened widened(const T* x, int64_t stride, int64_t points, int64_t vectors, float* scratch) {
+  const int64_t point = vectors * LANES<float>;
+  for (int64_t n = 0; n < points; ++n) {
+    for (int64_t d = 0; d < point; d += LANES<float>) store(scratch + n * point + d, load(x + n * stride + d));
+  }
+  return {scratch, point};
+}
+
+// Where float points go that are to be T at y: there, or to `scratch` until they are narrowed.
+template <typename T>
+struct Unnarrowed {
+  T* y;
+  int64_t stride_y;
+  float* data;
+  int64_t stride;
+
+  Unnarrowed(T* to, int64_t stride_to, int64_t vectors, float* scratch)
+      : y(to), stride_y(stride_to), data(scratch), stride(vectors * LANES<float>) {}
+  void narrow(int64_t points) const {
+    for (int64_t n = 0; n < points; ++n) {
+      for (int64_t d = 0; d < stride; d += LANES<float>) store(y + n * stride_y + d, load(data + n * stride + d));
+    }
+  }
+};
+template <>
+struct Unnarrowed<float> {
+  float* data;
+  int64_t stride;
+
+  Unnarrowed(float* to, int64_t stride_to, int64_t, float*) : data(to), stride(stride_to) {}
+  void narrow(int64_t) const {}
+};
 
 // Copies past the caches to a place that is not read again soon: no line of it is read first. `to` is aligned to 64
 // bytes and `bytes` is a multiple of 64. Stores are in order again after `fence()`.

@@ -1,13 +1,13 @@
-// Applies lines whose length is known at compile time (cpu/spectral/trees.h): every input stays in a register.
-// Included by cpu/spectral/lines_kernels.h.
+// Applies trees (cpu/spectral/trees.h), maps whose length is known at compile time: every input stays in a register.
+// Included by the files that compile a family of them.
 
 #define MLIP_UNROLL_ALL _Pragma("GCC unroll 32")
 
 // Receivers of outputs: to(index, value).
 
-template <typename Out, typename A>
+template <typename A>
 struct ToMemory {
-  Out* y;
+  A* y;
   int64_t stride;
   inline __attribute__((always_inline)) void operator()(int i, Vector<A> value) const { store(y + i * stride, value); }
 };
@@ -97,36 +97,3 @@ struct Apply<A, Fold<Even, Odd>> {
     if constexpr (N % 2) to(N / 2, even[N / 2]);
   }
 };
-
-template <int N, bool TRANSPOSED, typename In, typename Out, typename A>
-static void cosine(const A* coefficients, const Place<const In>& x, const Place<Out>& y, int64_t vectors) {
-  for (int64_t v = 0; v < vectors; ++v) {
-    const ToMemory<Out, A> to{y.first + v * LANES<A>, y.stride};
-    Vector<A> inputs[N];
-    MLIP_UNROLL_ALL
-    for (int n = 0; n < N; ++n) inputs[n] = load(x.first + n * x.stride + v * LANES<A>);
-    if constexpr (TRANSPOSED) {
-      Apply<A, Cosine<N>>::transposed(inputs, coefficients, to);
-    } else {
-      Apply<A, Cosine<N>>::plain(inputs, coefficients, to);
-    }
-  }
-}
-
-template <typename In, typename Out, typename A>
-static void transform_short(const Line<A>& line, const Place<const In>& x, const Place<Out>& y, int64_t vectors) {
-  switch (line.inputs) {
-#define MLIP_TRANSFORM(N)                                          \
-  case N:                                                          \
-    if (line.compiled == Compiled::cosine) {                       \
-      cosine<N, false>(line.compiled_coefficients, x, y, vectors); \
-    } else {                                                       \
-      cosine<N, true>(line.compiled_coefficients, x, y, vectors);  \
-    }                                                              \
-    break;
-    MLIP_LENGTHS(MLIP_TRANSFORM)
-#undef MLIP_TRANSFORM
-  }
-}
-
-#undef MLIP_UNROLL_ALL

@@ -1,0 +1,4 @@
+#include "cpu/spectral/lines.h"
+
+#define MLIP_KERNELS "cpu/spectral/lines_short_kernels.h"
+#include "cpu/simd_copies.h"
