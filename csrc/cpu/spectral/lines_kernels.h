@@ -71,30 +71,10 @@ struct Unnarrowed<float> {
   void narrow(int64_t) const {}
 };
 
-// Copies past the caches to a place that is not read again soon: no line of it is read first. `to` is aligned to 64
-// bytes and `bytes` is a multiple of 64. Stores are in order again after `fence()`.
-static inline void stream(void* to, const void* from, int64_t bytes) {
-#if MLIP_X86
-  float* out = static_cast<float*>(to);
-  const float* in = static_cast<const float*>(from);
-  for (int64_t i = 0; i < bytes / 4; i += MLIP_VECTOR_BYTES / 4) {
-#if MLIP_VECTOR_BYTES == 64
-    _mm512_stream_ps(out + i, _mm512_loadu_ps(in + i));
-#elif MLIP_VECTOR_BYTES == 32
-    _mm256_stream_ps(out + i, _mm256_loadu_ps(in + i));
-#else
-    _mm_stream_ps(out + i, _mm_loadu_ps(in + i));
-#endif
-  }
-#else
-  std::memcpy(to, from, size_t(bytes));
-#endif
-}
-
-static inline void fence() {
-#if MLIP_X86
-  _mm_sfence();
-#endif
+// Channels of a point past the caches, to a place that is not read again soon: no line of it is read first.
+template <typename T, typename A>
+static inline void stream_channels(T* to, const A* from, int64_t channels) {
+  for (int64_t d = 0; d < channels; d += LANES<A>) stream(to + d, load(from + d));
 }
 
 // `transform`, whose outputs leave through a buffer behind the scratch of the line if `streamed`.
@@ -105,10 +85,10 @@ static void transform_to(bool streamed, const Line<A>& line, const Place<const I
     transform<In, Out, A>(line, x, y, vectors, scratch);
     return;
   }
-  Out* buffer = reinterpret_cast<Out*>(scratch + line.scratch());
+  A* buffer = scratch + line.scratch();
   const int64_t point = vectors * LANES<A>;
-  transform<In, Out, A>(line, x, {buffer, point}, vectors, scratch);
-  for (int64_t m = 0; m < line.outputs; ++m) stream(y[m], buffer + m * point, point * int64_t(sizeof(Out)));
+  transform<In, A, A>(line, x, {buffer, point}, vectors, scratch);
+  for (int64_t m = 0; m < line.outputs; ++m) stream_channels(y[m], buffer + m * point, point);
 }
 
 // Asks for `channels` channels of a row of tokens that will be read soon.

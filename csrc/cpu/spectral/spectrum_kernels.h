@@ -81,11 +81,10 @@ struct Stages {
       for (int64_t h = 0; h < s.height; ++h) row_back<A>(h, padded + h * s.width * point, point);
       for (int64_t n = 0; n < s.points(); ++n) store(y + n * stride, load(padded + n * point), piece.count);
     } else if (streamed && point * int64_t(sizeof(T)) % 64 == 0) {
-      T* buffer = reinterpret_cast<T*>(padded);
       for (int64_t h = 0; h < s.height; ++h) {
-        row_back<T>(h, buffer, point);
+        row_back<A>(h, padded, point);
         for (int64_t w = 0; w < s.width; ++w) {
-          stream(y + (h * s.width + w) * stride, buffer + w * point, point * int64_t(sizeof(T)));
+          stream_channels(y + (h * s.width + w) * stride, padded + w * point, point);
         }
       }
       fence();
