@@ -22,6 +22,12 @@ MODES = ("forward", "forward + backward")
 HAS_TORCH_DCT = importlib.util.find_spec("torch_dct") is not None
 
 
+@pytest.fixture(autouse=True)
+def compiled_afresh():
+    """Every case compiles functions of its own; their number would run into the limit of recompilations."""
+    torch.compiler.reset()
+
+
 def tokens(n, dtype=torch.float32):
     return torch.randn(BATCH, n, CHANNELS, device=DEVICE).to(dtype)
 

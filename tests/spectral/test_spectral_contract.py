@@ -206,13 +206,38 @@ def test_meta_tensors_have_shapes():
     assert spectral.token_energy(X.to("meta"), 0.5).shape == X.shape[:2]
 
 
-def test_export():
+@every_operator
+def test_export(operator):
     class Transform(torch.nn.Module):
         def forward(self, x):
-            return spectral.spectral_filter(x, WEIGHT, grid=(3, 4), prefix_tokens=1)
+            return joined(operator)(x)
 
-    exported = torch.export.export(Transform(), (X,)).module()
-    assert_close(exported(X), Transform()(X))
+    dynamic = {"x": {0: torch.export.Dim("batch", min=2)}}
+    exported = torch.export.export(Transform(), (X,), dynamic_shapes=dynamic).module()
+    for x in (X, torch.cat((X, X + 1, X - 1))):
+        assert_close(exported(x), Transform()(x))
+
+
+@pytest.mark.parametrize("name", ["dct", "rfft", "spectral_filter", "band_energy", "token_energy"])
+def test_results_and_gradients_are_the_same_bits_again_and_on_two_threads(name):
+    """At a size that is split."""
+    weight = torch.randn(14, 8, 256, 2, generator=torch.Generator().manual_seed(3))
+    arguments = {"spectral_filter": (weight,), "band_energy": (4,), "token_energy": (0.4,)}.get(name, ())
+    x = torch.randn(8, 196, 256, generator=torch.Generator().manual_seed(4))
+
+    def run():
+        def call(x, *learned):
+            return getattr(spectral, name)(x, *(learned or arguments), grid=(14, 14))
+
+        learned = [a for a in arguments if isinstance(a, torch.Tensor)]
+        return [joined(call)(x), *gradients(call, [x, *learned])]
+
+    with threads(1):
+        alone = run()
+    for count in (1, 2, 2):
+        with threads(count):
+            for now, before in zip(run(), alone, strict=True):
+                assert_identical(now, before)
 
 
 def test_no_matrix_of_a_function_transform_is_remembered():

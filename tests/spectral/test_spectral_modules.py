@@ -36,6 +36,20 @@ def test_loads_a_gfnet_state_dict_and_gives_its_output(grid):
     assert_close(ours(x), theirs(x, height, width).detach())
 
 
+def test_loads_gfnets_filters_inside_a_model():
+    """Under the keys of a GFNet checkpoint: blocks.0.filter.complex_weight, ..."""
+
+    def model(layer):
+        return nn.ModuleDict({"blocks": nn.ModuleList(nn.ModuleDict({"filter": layer()}) for _ in range(2))}).double()
+
+    theirs, ours = model(lambda: GlobalFilter(6, 7, 4)), model(lambda: SpectralFilter(6, (7, 7)))
+    assert list(theirs.state_dict()) == [f"blocks.{i}.filter.complex_weight" for i in range(2)]
+    ours.load_state_dict(theirs.state_dict())
+    x = tokens(2, 49, 6)
+    for one, other in zip(ours["blocks"], theirs["blocks"], strict=True):
+        assert_close(one["filter"](x), other["filter"](x, 7, 7).detach())
+
+
 @pytest.mark.parametrize("basis", ["rfft", "dct"])
 @pytest.mark.parametrize("grid", [(3, 4), 12])
 def test_filter_equals_the_operator(grid, basis):
