@@ -1,7 +1,4 @@
-"""What is particular to the CUDA C++ kernels of the spectral family: their stages, and planted faults that are caught.
-
-The operators themselves are tested in test_gpu_spectral.py, on both backends.
-"""
+"""The spectral family on its CUDA C++ kernels: every operator against float64, and planted faults that are caught."""
 
 from dataclasses import dataclass
 from pathlib import Path

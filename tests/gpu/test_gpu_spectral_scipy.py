@@ -17,7 +17,7 @@ CASES = [
         2 + i % 3 if n == 1 else 1 + i % 4,
         NORMS[i % 3],
         (1, 3, 17, 65)[i % 4 if n < 100 else i % 2],
-        (0, 1, 5)[i % 3],
+        (0, 1, 5)[i // 3 % 3],
     )
     for i, n in enumerate(SIZES)
 ]
