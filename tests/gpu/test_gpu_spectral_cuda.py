@@ -1,84 +1,19 @@
-"""The spectral family on its CUDA C++ kernels: every operator against float64, and planted faults that are caught."""
+"""What only the CUDA C++ kernels of the spectral family do, and planted faults that are caught."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from spectral_operators import filters, tokens
 
 import mlip_kernels
 from mlip_kernels import use_reference
-from mlip_kernels.testing import DTYPES, assert_as_accurate, assert_identical, gradients, permuted
+from mlip_kernels.testing import assert_as_accurate
 
 SOURCES = Path(mlip_kernels.__file__).parents[1] / "csrc" / "cuda" / "spectral"
-HALF_AND_SINGLE = tuple(dtype for dtype in DTYPES if dtype != torch.float64)
 ARCHITECTURES = (80, 90)
-GRIDS = ((1, 1), (2, 3), (5, 13), (14, 14))
-LENGTHS = (1, 2, 13, 77)  # the last makes sums in parts
 WRONG, NOTHING = "wrong result", "nothing"
-
-
-def tokens(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def spectrum_shape(length, grid, basis):
-    height, width = grid or (1, length)
-    return (height, width // 2 + 1 if basis == "rfft" else width)[0 if grid else 1 :]
-
-
-def filters(length, channels, grid, basis):
-    pair = (2,) if basis == "rfft" else ()
-    return tokens(*spectrum_shape(length, grid, basis), channels, *pair, seed=3)
-
-
-def functions(length, channels, grid, prefix):
-    """Every public function with a kernel, on tokens ``[B, prefix + length, channels]`` and what else it takes."""
-    where = {"grid": grid, "prefix_tokens": prefix}
-    found = {
-        "dct": (lambda x: mlip_kernels.dct(x, **where), []),
-        "idct": (lambda x: mlip_kernels.idct(x, type=4, norm="forward", **where), []),
-        "rfft": (lambda x: mlip_kernels.rfft(x, **where), []),
-    }
-
-    def there_and_back(x):
-        real, imaginary = mlip_kernels.rfft(x, **where)
-        return mlip_kernels.irfft(real, imaginary.flip(1), **({"grid": grid} if grid else {"n": length}))
-
-    found["irfft"] = (there_and_back, [])
-    for basis in ("dct", "rfft"):
-        found[f"filter {basis}"] = (
-            lambda x, w, basis=basis: mlip_kernels.spectral_filter(x, w, basis=basis, **where),
-            [filters(length, channels, grid, basis)],
-        )
-        found[f"bands {basis}"] = (lambda x, basis=basis: mlip_kernels.band_energy(x, 3, basis=basis, **where), [])
-        found[f"tokens {basis}"] = (lambda x, basis=basis: mlip_kernels.token_energy(x, 0.4, basis=basis, **where), [])
-    if grid:
-        new = (grid[0] + 2, max(1, grid[1] - 3))
-        found["resize"] = (lambda x: mlip_kernels.spectral_resize(x, grid, new, prefix_tokens=prefix), [])
-    return found
-
-
-def results(function, inputs, put=torch.Tensor.detach):
-    """The function's results and the gradients of its inputs."""
-    inputs = [put(t) for t in inputs]
-    outputs = function(*inputs)
-    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    return [*outputs, *gradients(function, inputs)]
-
-
-def check_all(cuda, x, grid, prefix):
-    length = x.shape[1] - prefix
-    for name, (function, others) in functions(length, x.shape[2], grid, prefix).items():
-        before = len(cuda.operators)
-        with cuda:
-            found = [result.cpu() for result in results(function, [x, *others], cuda.put)]
-        assert len(cuda.operators) > before or not x.numel()
-        with use_reference():
-            baseline = results(function, [x, *others])
-            truth = results(function, [t.double() for t in (x, *others)])
-        for number, three in enumerate(zip(found, baseline, truth, strict=True)):
-            assert_as_accurate(*three, name=f"{name}, result {number}, {list(x.shape)}, grid {grid}, {x.dtype}")
 
 
 @pytest.fixture(params=ARCHITECTURES, ids="sm{}".format)
@@ -87,31 +22,6 @@ def cuda(request, needs_emulated):
     from emulated_cuda import EmulatedCuda
 
     return EmulatedCuda("cuda", request.param)
-
-
-@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_grids(cuda, grid, dtype):
-    prefix, channels = grid[0] % 3, 40 if grid[1] % 2 else 33
-    check_all(cuda, tokens(2, prefix + grid[0] * grid[1], channels, dtype=dtype), grid, prefix)
-
-
-@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-@pytest.mark.parametrize("length", LENGTHS)
-def test_the_token_axis(cuda, length, dtype):
-    prefix, channels = length % 3, 17 if length % 2 else 8
-    check_all(cuda, tokens(2, prefix + length, channels, dtype=dtype), None, prefix)
-
-
-@pytest.mark.parametrize("shape", [(0, 7, 8), (3, 7, 1)], ids=str)
-def test_small_ends(cuda, shape):
-    check_all(cuda, tokens(*shape), None, 1)
-    check_all(cuda, tokens(*shape), (2, 3), 1)
-
-
-def test_layouts(cuda):
-    check_all(cuda, permuted(tokens(2, 13, 24)), (3, 4), 1)
-    check_all(cuda, torch.cat([tokens(2, 13, 24)] * 2, 1)[:, 13:], (3, 4), 1)
 
 
 def test_half_a_spectrum_of_more_rows_than_registers_hold(cuda):
@@ -135,21 +45,6 @@ def test_what_shared_memory_cannot_hold_is_kept_in_a_workspace(cuda):
     assert_as_accurate(found, baseline, truth)
     tile = 36 * 38 * 32 * 4
     assert (cuda.launches[-1].shared > tile) == (tile < MOST_SHARED[cuda.arch])
-
-
-def test_no_order_of_the_warps_changes_a_bit(needs_emulated):
-    needs_emulated("cuda")
-    from emulated_cuda import EmulatedCuda
-
-    x = tokens(3, 13, 40)
-    for function, others in functions(12, 40, (3, 4), 1).values():
-        usual, random = EmulatedCuda("cuda", 80), EmulatedCuda("cuda", 80, schedule="random", seed=1)
-        both = []
-        for device in (usual, random):
-            with device:
-                both.append([t.cpu() for t in results(function, [x, *others], device.put)])
-        for one, other in zip(*both, strict=True):
-            assert_identical(one, other)
 
 
 @dataclass(frozen=True)

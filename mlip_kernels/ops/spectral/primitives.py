@@ -45,6 +45,7 @@ _separable = define(
     f"spectral_separable(Tensor x, {_MATRICES}) -> Tensor",
     reference=reference.separable,
     fake=_fake_separable,
+    triton="mlip_kernels.triton.spectral.transforms:separable",
 )
 
 
@@ -83,12 +84,14 @@ _analysis = define(
     f"spectral_analysis(Tensor x, {_MATRICES}) -> (Tensor real, Tensor imaginary)",
     reference=reference.analysis,
     fake=_fake_analysis,
+    triton="mlip_kernels.triton.spectral.transforms:analysis",
 )
 _synthesis = define(
     "spectral_synthesis(Tensor real, Tensor imaginary, Tensor? along_h, Tensor along_w, SymInt prefix_tokens)"
     " -> Tensor",
     reference=reference.synthesis,
     fake=_fake_synthesis,
+    triton="mlip_kernels.triton.spectral.transforms:synthesis",
 )
 
 
@@ -145,11 +148,13 @@ _filtered = define(
     f"spectral_filtered(Tensor x, Tensor weight, {_MATRICES}) -> Tensor",
     reference=reference.filtered,
     fake=_fake_filtered,
+    triton="mlip_kernels.triton.spectral.filtered:filtered",
 )
 _filtered_backward_weight = define(
     f"spectral_filtered_backward_weight(Tensor grad, Tensor x, {_MATRICES}, bool fourier) -> Tensor",
     reference=reference.filtered_backward_weight,
     fake=_fake_filtered_backward_weight,
+    triton="mlip_kernels.triton.spectral.filtered_backward_weight:filtered_backward_weight",
 )
 
 
@@ -235,21 +240,25 @@ _band_energy = define(
     f"spectral_band_energy(Tensor x, Tensor bands, SymInt count, {_MATRICES}, bool fourier) -> Tensor",
     reference=reference.band_energy,
     fake=_fake_band_energy,
+    triton="mlip_kernels.triton.spectral.band_energy:band_energy",
 )
 _band_energy_backward = define(
     f"spectral_band_energy_backward(Tensor grad, Tensor x, Tensor bands, {_MATRICES}, bool fourier) -> Tensor",
     reference=reference.band_energy_backward,
     fake=_fake_band_energy_backward,
+    triton="mlip_kernels.triton.spectral.band_energy:band_energy_backward",
 )
 _token_energy = define(
     f"spectral_token_energy(Tensor x, Tensor kept, {_MATRICES}) -> Tensor",
     reference=reference.token_energy,
     fake=_fake_token_energy,
+    triton="mlip_kernels.triton.spectral.token_energy:token_energy",
 )
 _token_energy_backward = define(
     f"spectral_token_energy_backward(Tensor grad, Tensor x, Tensor kept, {_MATRICES}) -> Tensor",
     reference=reference.token_energy_backward,
     fake=_fake_token_energy_backward,
+    triton="mlip_kernels.triton.spectral.token_energy:token_energy_backward",
 )
 
 

@@ -145,7 +145,7 @@ def token_energy_backward_bytes(p: Problem) -> int:
     return token_energy_bytes(p) + token_bytes(p, True) + FLOAT * points(p)
 
 
-def tf32(p: Problem) -> bool:
+def tensor_cores(p: Problem) -> bool:
     return p.arch >= 80
 
 
@@ -154,8 +154,8 @@ def vectors(p: Problem) -> bool:
 
 
 def stages(name: str, **promises: object) -> Kernel:
-    """A kernel of the CUDA C++ stages."""
-    return Kernel(name, tensor_cores=tf32, wide_loads=vectors, backends=("cuda",), **promises)
+    """A kernel that transforms tokens."""
+    return Kernel(name, tensor_cores=tensor_cores, wide_loads=vectors, **promises)
 
 
 OPERATORS = (
@@ -211,7 +211,6 @@ OPERATORS = (
             Kernel(
                 "spectral_filtered_backward_weight_finish_kernel",
                 bytes=lambda p: partial_bytes(p) + weight_bytes(p),
-                backends=("cuda",),
             ),
         ),
         problems=BOTH,
@@ -255,7 +254,6 @@ OPERATORS = (
             Kernel(
                 "spectral_token_energy_finish_kernel",
                 bytes=lambda p: partial_energy_bytes(p) + energy_bytes(p),
-                backends=("cuda",),
             ),
         ),
         problems=BOTH,
