@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gates.occupancy import MULTIPROCESSORS
 from ptx_emulator import Statistics
 
+MULTIPROCESSOR_COUNT = 14
+"""As many as the smallest part of an A100 that can be a GPU of its own: problems that are quick to emulate fill it,
+so that its blocks go through the batch as those of a large GPU do in large problems."""
 SHARED_WITHOUT_ASKING = 48 << 10  # bytes; a kernel that wants more has to say so beforehand
-MOST_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}  # bytes per block, by architecture
+MOST_SHARED = {arch: limits.shared_per_block for arch, limits in MULTIPROCESSORS.items()}  # bytes per block
 MOST_BLOCKS = (0x7FFFFFFF, 0xFFFF, 0xFFFF)
 MOST_THREADS = (1024, 1024, 64)
 MOST_THREADS_PER_BLOCK = 1024
@@ -68,6 +72,12 @@ class LaunchRecord:
     @property
     def metadata(self) -> dict[str, Any]:
         return self.compiled.metadata
+
+
+def attributes(arch: int, multiprocessors: int) -> dict[int, int]:
+    """What cudaDeviceGetAttribute knows: cudaDeviceAttr -> value."""
+    limits = MULTIPROCESSORS[arch]
+    return {16: multiprocessors, 81: limits.shared, 111: limits.reserved}
 
 
 def check_configuration(kernel: str, grid: Sequence[int], block: Sequence[int]) -> None:
