@@ -5,16 +5,19 @@
 //   cosine    A_h [H, H], A_w [W, W], weight [H, W, D]                Y = A_h^T (weight * A_h X A_w^T) A_w
 //   Fourier   M_h [2, H, H], R_w [2 K, W], weight [H, K, D, 2]        as analysis, complex product, synthesis
 //
-//   reads    B (prefix + H W) D x, the weight once per batch element, the matrices once per block
+//   reads    B (prefix + H W) D x, the weight and the matrices once per block
 //   writes   B (prefix + H W) D y
 //   flops    cosine 4 B D H W (H + W), Fourier 4 B D H K (4 H + 2 W), five times that many on the tensor cores,
 //            twice for bfloat16
 //
-// One pass, bound by memory; all blocks read the same weights, so all but the first reading is served by the L2 cache.
-// A block owns 32 channels: see stages.cuh. Real and imaginary part of a coefficient are products of the same lane.
+// One pass, bound by memory. A block owns 32 channels: see stages.cuh. Real and imaginary part of a coefficient are
+// products of the same lane. A block keeps the weights of its channels in shared memory while it goes through the batch
+// (kept.cuh); spread.h tells how many blocks there are, and so how often they are read. On grids of up to 16 x 16 all
+// of them fit, or nearly all; from 24 x 24 on, the rest of them is read with every batch element, from the L2 cache.
 #include "cuda/spectral/filtered.h"
 
 #include "cuda/spectral/plan.h"
+#include "cuda/spectral/spread.h"
 #include "cuda/spectral/stages.cuh"
 
 namespace mlip::cuda::spectral {
@@ -35,7 +38,10 @@ void filtered_plan(Map& map, const Matrix& along_h, const Matrix& along_w, int h
   plan.conjugate(true);
   plan.back(along_h.transposed(), along_w.transposed(), To::tokens);
   map.own_fragments = map.stages;
-  map.splits = splits_of(map);
+  spread(map);
+  if (map.splits == map.batch && map.row_vector) return;  // the weight is used once, in whole sectors
+  keep(map, map.coefficients, map.fourier ? 2 : 1);
+  spread(map);
 }
 
 int64_t filtered_workspace(const Map& map) {
