@@ -7,8 +7,8 @@
 // 256 elements of 768 channels meet the 2 x 108 blocks of an A100, for which a weight as large as the tokens, read and
 // written in half precision, is 1 / 29 of what a block moves.
 //
-// What a block keeps makes its shared memory larger. It is worth one of three blocks on a multiprocessor: with two, one
-// still computes while the other waits for memory, and what is not kept is moved again with every batch element. Of
+// What a block keeps makes its shared memory larger, and may cost one of three blocks on a multiprocessor. With two, one
+// still computes while the other waits for memory, and what is not kept is moved again with every batch element. So of
 // what would leave room for one block only, as much is kept as leaves it for two.
 #pragma once
 #include <cuda_runtime_api.h>
@@ -18,7 +18,7 @@
 namespace mlip::cuda::spectral {
 
 constexpr int64_t LARGEST_GRID = 0xffff;
-constexpr int BLOCKS_KEEPING = 2;  // on a multiprocessor, at least
+constexpr int BLOCKS_KEEPING = 2;  // on a multiprocessor, unless tiles alone leave room for one only
 
 // What the current GPU has.
 struct Device {
@@ -55,7 +55,9 @@ inline void spread(Map& map) {
 // Keeps as many of `rows`, which have so many points each, as fit.
 inline void keep(Map& map, int64_t rows, int points) {
   const Device device = current_device();
-  const int64_t room = device.shared / BLOCKS_KEEPING - device.reserved - stages_shared(map);
+  const int64_t without = stages_shared(map) + device.reserved;
+  const int blocks = BLOCKS_KEEPING * without <= device.shared ? BLOCKS_KEEPING : 1;
+  const int64_t room = device.shared / blocks - without;
   const int64_t fitting = room < 0 ? 0 : room / (points * POINT_BYTES);
   map.kept = int(fitting < rows ? fitting : rows) * points;
 }

@@ -9,9 +9,9 @@ from typing import Any
 from gates.occupancy import MULTIPROCESSORS
 from ptx_emulator import Statistics
 
-MULTIPROCESSOR_COUNT = 14
-"""As many as the smallest part of an A100 that can be a GPU of its own: problems that are quick to emulate fill it,
-so that its blocks go through the batch as those of a large GPU do in large problems."""
+MULTIPROCESSOR_COUNT = 2
+"""So few that problems that are quick to emulate fill the GPU, and each block has as much to do as in large problems
+on a large GPU."""
 SHARED_WITHOUT_ASKING = 48 << 10  # bytes; a kernel that wants more has to say so beforehand
 MOST_SHARED = {arch: limits.shared_per_block for arch, limits in MULTIPROCESSORS.items()}  # bytes per block
 MOST_BLOCKS = (0x7FFFFFFF, 0xFFFF, 0xFFFF)
