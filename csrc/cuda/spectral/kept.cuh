@@ -183,10 +183,9 @@ __device__ inline void add_complex(const Map& map, float* row, const Rows& rows,
 
 // All lanes of a warp have to come to these, for the exchanges.
 
-__device__ inline void apply_weights(const Map& map, const Block& block, const Rows& rows, float (&one)[VALUES],
-                                     float (&other)[VALUES]) {
+__device__ inline void apply_weights(const Map& map, const Rows& rows, float (&one)[VALUES], float (&other)[VALUES]) {
   const bool odd_lane = rows.local & VALUES;
-  float weight[VALUES];
+  float weight[VALUES] = {};
   if (!map.fourier) {
     const bool all = map.kept >= map.coefficients, kept = rows.label < map.kept,
                other_kept = rows.other_label < map.kept;
@@ -237,8 +236,8 @@ __device__ inline void add_kept(const Map& map, int point, const Rows& rows, boo
 }
 
 // Adds x's coefficients times those of the gradient. No product is fused with its sum, which not every way could do.
-__device__ inline void add_products(const Map& map, const Block& block, const Rows& rows, bool start,
-                                    float (&one)[VALUES], float (&other)[VALUES], const float (&x_one)[VALUES],
+__device__ inline void add_products(const Map& map, const Rows& rows, bool start, float (&one)[VALUES],
+                                    float (&other)[VALUES], const float (&x_one)[VALUES],
                                     const float (&x_other)[VALUES]) {
   const bool odd_lane = rows.local & VALUES;
   float* sums = sums_of_block(map);
@@ -274,8 +273,7 @@ __device__ inline void add_products(const Map& map, const Block& block, const Ro
 }
 
 // A lane's 8 channels of the gradient of a band; 0 where the coefficient is in none.
-__device__ inline void gradient_of(const Map& map, const Block& block, int64_t b, int band, const Rows& rows,
-                                   float (&values)[VALUES]) {
+__device__ inline void gradient_of(const Map& map, int64_t b, int band, const Rows& rows, float (&values)[VALUES]) {
   if (0 <= band && band < map.kept) return get_point(kept_points(map), band, rows.local, rows.odd, values);
   const bool there = band >= 0 && band < map.count;
   const int64_t first = (b * map.count + band) * map.channels + rows.channel, left = map.channels - rows.channel;

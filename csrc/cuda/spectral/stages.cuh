@@ -40,7 +40,7 @@ __device__ inline float factor_of(const Map& map, const Block& block, To what, i
 __device__ inline void share_of(const Map& map, const Block& block, int64_t b, int label, const Rows& rows,
                                 float (&values)[VALUES]) {
   float gradient[VALUES];
-  gradient_of(map, block, b, static_cast<const int*>(block.table)[label], rows, gradient);
+  gradient_of(map, b, static_cast<const int*>(block.table)[label], rows, gradient);
   const float twice = 2.0f * multiplicity(map, label);
 #pragma unroll
   for (int v = 0; v < VALUES; ++v) values[v] *= twice * gradient[v];
@@ -83,12 +83,12 @@ __device__ inline void make(const Map& map, const Block& block, const Stage& sta
       float x_one[VALUES] = {}, x_other[VALUES] = {};
       if (one_there) get_point(block.tile(stage.to), point, local, odd, x_one);
       if (two) get_point(block.tile(stage.to), point + stage.out.pair, local, odd, x_other);
-      add_products(map, block, rows, start, one, other, x_one, x_other);
+      add_products(map, rows, start, one, other, x_one, x_other);
       return;
     }
   }
   if constexpr ((MADE & bit(To::weighted)) != 0) {
-    if (what == To::weighted) apply_weights(map, block, rows, one, other);
+    if (what == To::weighted) apply_weights(map, rows, one, other);
   }
   if (!one_there) return;
   if constexpr ((MADE & bit(To::tokens)) != 0) {

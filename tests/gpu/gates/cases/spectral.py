@@ -117,8 +117,9 @@ def backward_weight_bytes(p: Problem) -> int:
 
 
 def partial_bytes(p: Problem) -> int:
-    """Partial sums of the gradient of the weight, one for each batch element up to 16."""
-    return min(p.B, 16) * weight_bytes(p)
+    """Partial sums of the gradient of the weight, as many as there are parts of the batch."""
+    elements = -(-p.B // max(1, min(16, 216 // -(-p.D // 32))))  # of the longest part
+    return -(-p.B // elements) * weight_bytes(p)
 
 
 def band_bytes(p: Problem) -> int:
