@@ -13,8 +13,8 @@
 // One pass, bound by memory. A block owns 32 channels: see stages.cuh. Real and imaginary part of a coefficient are
 // products of the same lane. A block keeps the weights of its channels in shared memory while it goes through the batch
 // (kept.cuh); spread.h tells how many blocks there are, and so how often they are read. Those that do not fit are read
-// with every batch element, from the L2 cache: an eighth of them on grids of 16 x 16 in Fourier maps with 164 KiB, two
-// thirds on grids of 24 x 24 in cosine maps with 228 KiB, none of those that are smaller.
+// with every batch element, from the L2 cache: none on grids of up to 14 x 14, an eighth of them on grids
+// of 16 x 16 in Fourier maps with 164 KiB of shared memory, two thirds on grids of 24 x 24 in cosine maps with 228 KiB.
 #include "cuda/spectral/filtered.h"
 
 #include "cuda/spectral/plan.h"

@@ -5,11 +5,11 @@
 // once, and no more: with fewer, some of it would idle; with more, the later ones would only read all that again, and
 // the last of them would have the GPU for themselves. Then each has batch / splits elements, give or take one: 29 where
 // 256 elements of 768 channels meet the 2 x 108 blocks of an A100, for which a weight as large as the tokens, read and
-// written in half precision, is 1 / 29 of what a block moves.
+// written in half precision, is 1 / 30 of what a block moves.
 //
-// What a block keeps makes its shared memory larger, and may cost one of three blocks on a multiprocessor. With two, one
-// still computes while the other waits for memory, and what is not kept is moved again with every batch element. So of
-// what would leave room for one block only, as much is kept as leaves it for two.
+// What a block keeps makes its shared memory larger, and may cost one of three blocks on a multiprocessor. With two,
+// one still computes while the other waits for memory, and what is not kept is moved again with every batch element.
+// So of what would leave room for one block only, as much is kept as leaves it for two.
 #pragma once
 #include <cuda_runtime_api.h>
 
