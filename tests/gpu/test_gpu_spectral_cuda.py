@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from spectral_operators import filters, tokens
+from spectral_operators import filters, results, tokens
 
 import mlip_kernels
 from mlip_kernels import use_reference
-from mlip_kernels.testing import assert_as_accurate
+from mlip_kernels.testing import assert_as_accurate, assert_identical
 
 SOURCES = Path(mlip_kernels.__file__).parents[1] / "csrc" / "cuda" / "spectral"
 ARCHITECTURES = (80, 90)
@@ -21,7 +21,7 @@ def cuda(request, needs_emulated):
     needs_emulated("cuda")
     from emulated_cuda import EmulatedCuda
 
-    return EmulatedCuda("cuda", request.param)
+    return EmulatedCuda("cuda", request.param, multiprocessors=1)  # so that blocks go through several batch elements
 
 
 def test_half_a_spectrum_of_more_rows_than_registers_hold(cuda):
@@ -47,37 +47,113 @@ def test_what_shared_memory_cannot_hold_is_kept_in_a_workspace(cuda):
     assert (cuda.launches[-1].shared > tile) == (tile < MOST_SHARED[cuda.arch])
 
 
+def misaligned(tensor):
+    """The same numbers, one element behind where torch would put them."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view_as(tensor)
+
+
+@pytest.mark.parametrize("channels", [31, 28], ids=["odd", "vectors"])
+@pytest.mark.parametrize("basis", ["dct", "rfft"])
+def test_what_shared_memory_has_no_room_to_keep_changes_no_bit(basis, channels, needs_emulated):
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+
+    def function(x, weight):
+        return mlip_kernels.spectral_filter(x, weight, grid=(14, 14), basis=basis, prefix_tokens=1)
+
+    x, weight = tokens(17, 197, channels), filters(196, channels, (14, 14), basis)
+    small, large = (EmulatedCuda("cuda", 80, multiprocessors=1, sized_as=arch) for arch in (75, 90))
+    both = []
+    for device, put in ((small, small.put), (large, misaligned)):
+        with device:
+            both.append([t.cpu() for t in results(function, [x, weight], put)])
+    shared = [[launch.shared for launch in device.launches] for device in (small, large)]
+    assert all(little < much for little, much in zip(*shared, strict=True) if much)  # the finishing kernel has none
+    for one, other in zip(*both, strict=True):
+        assert_identical(one, other)
+    with use_reference():
+        baseline, truth = (results(function, inputs) for inputs in ((x, weight), (x.double(), weight.double())))
+    for three in zip(both[0], baseline, truth, strict=True):
+        assert_as_accurate(*three)
+
+
+@pytest.mark.parametrize("basis", ["dct", "rfft"])
+def test_weights_at_any_address(basis, needs_emulated):
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+
+    x, weight = tokens(2, 12, 36), filters(12, 36, (3, 4), basis)
+    with EmulatedCuda("cuda", 80) as cuda:  # one batch element for each block, so aligned weights are not kept
+        one, other = (
+            mlip_kernels.spectral_filter(x, w, grid=(3, 4), basis=basis) for w in (weight, misaligned(weight))
+        )
+    assert cuda.launches[0].shared < cuda.launches[1].shared
+    assert_identical(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels", [16, 15], ids=["vectors", "odd"])
+def test_more_bands_than_shared_memory_keeps(channels, dtype, needs_emulated):
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+
+    x, bands = tokens(2, 196, channels, dtype=dtype), torch.arange(196).flip(0).reshape(14, 14)
+
+    def function(x):
+        return mlip_kernels.band_energy(x, bands, grid=(14, 14))
+
+    cuda = EmulatedCuda("cuda", 80, multiprocessors=1, sized_as=75)
+    with cuda:
+        found = results(function, [x], cuda.put)
+    assert 31 << 10 < cuda.launches[-1].shared <= 32 << 10  # what lets two blocks share 64 KiB
+    with use_reference():
+        baseline, truth = results(function, [x]), results(function, [x.double()])
+    for three in zip([t.cpu() for t in found], baseline, truth, strict=True):
+        assert_as_accurate(*three)
+
+
+FILTER, GRADIENT = "filtered", "filtered_backward_weight"
+
+
 @dataclass(frozen=True)
 class Mutation:
-    """``after`` in the place of ``before``, in the stages or the kernels, is seen as ``caught``."""
+    """``after`` in the place of ``before``, in a kernel or what it is made of, is seen as ``caught``."""
 
     name: str
     before: str
     after: str
     caught: str
+    kernel: str = GRADIENT
 
 
 MUTATIONS = (
     Mutation("nothing", "", "", NOTHING),
+    Mutation("nothing in the filter", "", "", NOTHING, FILTER),
     Mutation(
         "no barrier between stages", "  __syncthreads();\n}\n\n// All of a map", "}\n\n// All of a map", "shared_race"
     ),
     Mutation("line replaced too early", "__syncwarp();  // the line has been read", "// the line", "warp_race"),
-    Mutation("no bound on channels", "if (channel + v >= map.channels) return;", "", "out_of_bounds"),
+    Mutation("no bound on channels", "if (there) sums[where] = *number;", "sums[where] = *number;", "out_of_bounds"),
+    Mutation("sums start again", "b == blockIdx.y);", "true);", WRONG),
+    Mutation("weights not waited for", "__pipeline_wait_prior(0);", "", "async_copy", FILTER),
+    Mutation(
+        "no barrier behind weights", "    __syncthreads();\n    for (int s", "    for (int s", "shared_race", FILTER
+    ),
     Mutation("no bound on elements", "if (i >= count) return;", "", "out_of_bounds"),
     Mutation("one split too few", "int64_t split = 0;", "int64_t split = 1;", WRONG),
 )
 
 
 def mutated(mutation, folder):
-    """A copy of the kernels of the gradient of a filter's weight, with the stages in it, and with the mutation."""
-    kernels = (SOURCES / "filtered_backward_weight.cu").read_text(encoding="utf-8")
-    stages = (SOURCES / "stages.cuh").read_text(encoding="utf-8").replace("#pragma once\n", "")
-    source = kernels.replace('#include "cuda/spectral/stages.cuh"\n', stages)
+    """A copy of a kernel, with what it is made of in it, and with the mutation."""
+    source = (SOURCES / f"{mutation.kernel}.cu").read_text(encoding="utf-8")
+    for name in ("stages.cuh", "kept.cuh"):
+        header = (SOURCES / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        source = source.replace(f'#include "cuda/spectral/{name}"\n', header)
     if mutation.before:
         assert source.count(mutation.before) == 1, f"{mutation.name}: not once in the sources"
         source = source.replace(mutation.before, mutation.after)
-    file = folder / "filtered_backward_weight.cu"
+    file = folder / f"{mutation.kernel}.cu"
     if not file.exists() or file.read_text(encoding="utf-8") != source:
         file.write_text(source, encoding="utf-8")
     return file
@@ -96,9 +172,9 @@ def test_planted_faults_are_caught(mutation, needs_emulated, request):
     from ptx_emulator import EmulatorError
 
     folder = request.config.cache.mkdir(f"spectral_mutation_{MUTATIONS.index(mutation)}")
-    original = SOURCES / "filtered_backward_weight.cu"
-    cuda = EmulatedCuda("cuda", 80, sources={original: mutated(mutation, folder)})
-    x, weight = tokens(3, 21, 35), filters(20, 35, (4, 5), "rfft")
+    original = SOURCES / f"{mutation.kernel}.cu"
+    cuda = EmulatedCuda("cuda", 80, multiprocessors=1, sources={original: mutated(mutation, folder)})
+    x, weight = tokens(20, 21, 35), filters(20, 35, (4, 5), "rfft")
     with use_reference():
         baseline, truth = gradient_of_weight(x, weight), gradient_of_weight(x.double(), weight.double())
     try:

@@ -69,7 +69,7 @@ def spectral_axis_kernel(
 
 
 def _along(x: Tensor, matrix: Tensor, out: Tensor, exact: bool) -> Tensor:
-    """``out[b, o] = matrix @ x[b, o]`` for ``[B, OUTER, K, INNER]`` and ``[B, OUTER, M, INNER]``, unit stride in INNER."""
+    """``out[b, o] = matrix @ x[b, o]``: [B, OUTER, K, INNER] to [B, OUTER, M, INNER], unit stride in INNER."""
     batch, outer, points, inner = x.shape
     if out.numel() == 0:
         return out

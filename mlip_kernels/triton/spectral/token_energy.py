@@ -22,10 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlip_kernels.triton.spectral import long_axis
+from mlip_kernels.triton.spectral import launches, long_axis
 from mlip_kernels.triton.spectral.launches import (
     NOT_SPECIALIZED,
-    PROGRAMS_WANTED,
     fits,
     plan,
     programs,
@@ -196,7 +195,7 @@ def token_energy(
     x = with_unit_stride(x)
     arguments = plan(x, along_h, along_w, sizes, fourier=fourier, exact=True)
     batch, count = x.shape[0], height * width
-    parts = min(programs(arguments)[0], triton.cdiv(PROGRAMS_WANTED, batch))
+    parts = min(programs(arguments)[0], triton.cdiv(launches.PROGRAMS_WANTED, batch))
     partial = energy.new_empty(parts, batch, count)
     spectral_token_energy_kernel[batch, parts](
         x,

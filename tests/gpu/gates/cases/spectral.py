@@ -14,6 +14,7 @@ GRIDS = {
     "aligned": {"B": 2, "H": 14, "W": 14, "D": 64, "prefix": 1, "fourier": 0},
     "odd": {"B": 2, "H": 5, "W": 7, "D": 33, "prefix": 0, "fourier": 0},
 }
+BATCH = {"batch": GRIDS["aligned"] | {"B": 48}}  # blocks go through many elements
 TOKENS = {"tokens": {"B": 2, "H": 1, "W": 50, "D": 64, "prefix": 1, "fourier": 0}}
 FOURIER = {"Fourier": {"B": 2, "H": 12, "W": 13, "D": 64, "prefix": 1, "fourier": 1}}
 COSINE = GRIDS | TOKENS
@@ -116,8 +117,9 @@ def backward_weight_bytes(p: Problem) -> int:
 
 
 def partial_bytes(p: Problem) -> int:
-    """Partial sums of the gradient of the weight, one for each batch element here."""
-    return p.B * weight_bytes(p)
+    """Partial sums of the gradient of the weight, as many as there are parts of the batch."""
+    elements = -(-p.B // max(1, min(16, 216 // -(-p.D // 32))))  # of the longest part
+    return -(-p.B // elements) * weight_bytes(p)
 
 
 def band_bytes(p: Problem) -> int:
@@ -193,7 +195,7 @@ OPERATORS = (
         call=lambda p: OPERATORS_OF.spectral_filtered(tokens(p), weight(p), *matrices(p)),
         bytes=filtered_bytes,
         kernels=(stages("spectral_filtered_kernel", bytes=filtered_bytes, macs=there_and_back, wide_stores=vectors),),
-        problems=BOTH,
+        problems=BATCH | BOTH,
         full_size=FULL_SIZE,
     ),
     Operator(
@@ -213,7 +215,7 @@ OPERATORS = (
                 bytes=lambda p: partial_bytes(p) + weight_bytes(p),
             ),
         ),
-        problems=BOTH,
+        problems=BATCH | BOTH,
         full_size=FULL_SIZE | {"B": 16},
     ),
     Operator(
