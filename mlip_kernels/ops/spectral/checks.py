@@ -143,7 +143,8 @@ def check_given(out: object, shape: Sequence[int], layout: str, *inputs: Tensor)
 def check_given_pair(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return the tensors that receive real and imaginary part."""
     if not isinstance(out, Sequence) or len(out) != 2:
-        raise TypeError(f"out: expected (real, imag), got {type(out).__name__}")
+        count = f" of {len(out)}" if isinstance(out, Sequence) else ""
+        raise TypeError(f"out: expected (real, imag), got a {type(out).__name__}{count}")
     real, imag = (check_out(f"out[{i}]", part, shape, layout, inputs) for i, part in enumerate(out))
     if real is imag:
         raise ValueError("out: expected two tensors, got the same twice")

@@ -94,13 +94,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
-        ctx.save_for_forward(inputs[0])
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
-        (matrix,) = ctx.saved_tensors
-        with _no_autocast(tangent.device):
-            return torch.matmul(matrix, tangent)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
@@ -109,9 +102,24 @@ class _Product(torch.autograd.Function):
             return None, torch.matmul(matrix.t(), gradient)
 
 
+class _ProductWithTangents(_Product):
+    """`_Product` with forward-mode differentiation; ``torch.compile`` refuses functions that define it."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
+        (matrix,) = ctx.saved_tensors
+        with _no_autocast(tangent.device):
+            return torch.matmul(matrix, tangent)
+
+
 def product(matrix: Tensor, x: Tensor) -> Tensor:
     """``matrix @ x`` for a constant matrix ``[M, N]`` and ``x [B, N, D]``, in the dtype of both, autocast or not."""
-    return _Product.apply(matrix, x)
+    return (_Product if torch.compiler.is_dynamo_compiling() else _ProductWithTangents).apply(matrix, x)
 
 
 def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
