@@ -48,10 +48,10 @@ def spectral_filter(
         norm: ``"ortho"``, ``"backward"`` (or ``None``) or ``"forward"``, applied both ways; the factors cancel, so it
             has no effect on the result beyond rounding.
         prefix_tokens: leading class or register tokens, which are copied through.
-        out: a tensor with the shape, dtype and device of x that receives the result and is returned, as in torch. On
-            CPUs nothing of its size is allocated, provided that it is contiguous and shares no memory with x or the
-            weight (both are allowed) and that no weight in float64 widens x; elsewhere the result is computed and
-            copied.
+        out: a tensor with the shape, dtype and device of x that receives the result and is returned, as in torch. It
+            may have any strides and share memory with x or the weight. On CPUs nothing of its size is allocated where
+            it is contiguous, shares no memory with them, and no weight in float64 widens x; in all other cases the
+            result is computed and copied.
 
     Returns:
         ``[B, N, D]`` in the dtype of x, computed in float32 (float64 if x or the weight is) and rounded once. A weight

@@ -45,9 +45,9 @@ def dct(
         norm: ``"ortho"`` (orthonormal: scipy's ``orthogonalize=True``), ``"backward"`` (the transform is not scaled)
             or ``"forward"`` (it is divided by 2n, for type 1 by 2(n - 1), per axis); ``None`` means ``"backward"``.
         prefix_tokens: leading class or register tokens, which are copied through.
-        out: a tensor with the shape, dtype and device of x that receives the result and is returned, as in torch. On
-            CPUs nothing of its size is allocated, provided that it is contiguous and shares no memory with x (both are
-            allowed) and that ``dim`` is 1; elsewhere the result is computed and copied.
+        out: a tensor with the shape, dtype and device of x that receives the result and is returned, as in torch. It
+            may have any strides and share memory with x. On CPUs nothing of its size is allocated where it is
+            contiguous, shares no memory with x, and ``dim`` is 1; in all other cases the result is computed and copied.
 
     Returns:
         ``[B, N, D]`` in the dtype of x; on a grid, token ``prefix_tokens + k_h · W + k_w`` is coefficient
