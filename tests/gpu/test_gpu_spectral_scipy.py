@@ -11,7 +11,7 @@ import mlip_kernels
 from mlip_kernels import use_reference
 from mlip_kernels.testing import assert_as_accurate, assert_close
 
-BACKENDS = ("cuda",)
+BACKENDS = ("triton", "cuda")
 CASES = [
     pytest.param(
         n,

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlip_kernels.triton.spectral import long_axis
-from mlip_kernels.triton.spectral.launches import NOT_SPECIALIZED, fits, plan, programs, with_unit_stride
+from mlip_kernels.triton.spectral.launches import NOT_SPECIALIZED, fits, parts_of, plan, with_unit_stride
 from mlip_kernels.triton.spectral.tiles import (
     multiplicity,
     point_elements,
@@ -31,7 +31,7 @@ from mlip_kernels.triton.spectral.tiles import (
     spectrum_of,
 )
 
-MOST_SPLITS = 16
+BLOCKS_WANTED, MOST_SPLITS = 216, 16  # as in CUDA C++, which says why, for each 32 channels
 FINISH_BLOCK = 1024
 
 
@@ -127,8 +127,8 @@ def filtered_backward_weight(
         return grad_weight.zero_()
     grad, x = with_unit_stride(grad), with_unit_stride(x)
     arguments = plan(x, along_h, along_w, sizes, fourier=fourier, exact=True, crowded=x.element_size() == 4)
-    columns, splits = programs(arguments)
-    splits = min(splits, MOST_SPLITS)
+    columns = triton.cdiv(x.shape[2], arguments["BLOCK_D"])
+    splits = parts_of(x.shape[0], min(BLOCKS_WANTED // triton.cdiv(x.shape[2], 32), MOST_SPLITS))
     partial = grad_weight if splits == 1 else grad_weight.new_empty(splits, *grad_weight.shape)
     spectral_filtered_backward_weight_kernel[columns, splits](
         grad,

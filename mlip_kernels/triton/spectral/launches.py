@@ -1,7 +1,8 @@
 """How the spectral kernels are launched: sizes of tiles, programs, and the arguments that all of them share.
 
 A program owns BLOCK_D channels and every splits-th batch element, so that it reads matrices and weights once for all of
-them. Everything depends on shapes and dtypes alone: results do not change from one GPU to another.
+them. There are as many programs as the GPU holds at once: with more, the later ones would only read all that again.
+What changes sums, and so their last bits, depends on shapes and dtypes alone: results are the same on every GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 LARGEST_GRID = 32  # points or coefficients along an axis of a grid
 SHORT_LINE = 64  # points or coefficients of a token axis that is a tile
-PROGRAMS_WANTED = 528  # a few for each multiprocessor of a large GPU
+RESIDENT = 2  # programs on a multiprocessor at once: their registers allow one to three
 NOT_SPECIALIZED = ("B", "prefix")  # or each size could compile the kernel anew
 
 
@@ -70,9 +71,17 @@ def plan(
 
 
 def programs(arguments: dict[str, Any]) -> tuple[int, int]:
-    """Programs side by side, and programs that share the batch."""
+    """Programs side by side, and programs that share the batch on the current GPU."""
+    driver = triton.runtime.driver.active
+    properties = driver.utils.get_device_properties(driver.get_current_device())
     columns = triton.cdiv(arguments["D"], arguments["BLOCK_D"])
-    return columns, max(1, min(arguments["B"], triton.cdiv(PROGRAMS_WANTED, columns)))
+    return columns, parts_of(arguments["B"], RESIDENT * properties["multiprocessor_count"] // columns)
+
+
+def parts_of(batch: int, wanted: int) -> int:
+    """At most ``wanted`` parts of the batch, and no more than it takes for the longest of them."""
+    longest = triton.cdiv(batch, max(1, wanted))
+    return triton.cdiv(batch, longest)
 
 
 def with_unit_stride(x: Tensor) -> Tensor:

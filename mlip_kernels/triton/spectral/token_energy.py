@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlip_kernels.triton.spectral import launches, long_axis
+from mlip_kernels.triton.spectral import long_axis
 from mlip_kernels.triton.spectral.launches import (
     NOT_SPECIALIZED,
     fits,
@@ -40,6 +40,7 @@ from mlip_kernels.triton.spectral.tiles import (
     spectrum_of,
 )
 
+PROGRAMS_WANTED = 528  # a few for each multiprocessor of a large GPU
 FINISH_BLOCK = 256
 
 
@@ -195,7 +196,7 @@ def token_energy(
     x = with_unit_stride(x)
     arguments = plan(x, along_h, along_w, sizes, fourier=fourier, exact=True)
     batch, count = x.shape[0], height * width
-    parts = min(programs(arguments)[0], triton.cdiv(launches.PROGRAMS_WANTED, batch))
+    parts = min(triton.cdiv(x.shape[2], arguments["BLOCK_D"]), triton.cdiv(PROGRAMS_WANTED, batch))
     partial = energy.new_empty(parts, batch, count)
     spectral_token_energy_kernel[batch, parts](
         x,

@@ -54,7 +54,7 @@ class EmulatedCuda(TorchDispatchMode):
         schedule: in which order warps run: ``"round_robin"``, ``"reversed"`` or ``"random"``.
         seed: of the random schedule.
         execute: if false, kernels are compiled and launches recorded, but results stay NaN.
-        multiprocessors: how many launchers of CUDA C++ kernels are told that the device has.
+        multiprocessors: how many launchers are told that the device has.
         sized_as: the architecture whose shared memory these launchers find, where it is not ``arch``.
         sources: CUDA C++ files whose kernels are to be taken from another one, ``{file under csrc/cuda: other file}``.
 
@@ -206,7 +206,7 @@ class EmulatedCuda(TorchDispatchMode):
         if self.backend == "triton":
             from emulated_cuda import triton_driver
 
-            with triton_driver.installed(self.arch, self._launch):
+            with triton_driver.installed(self.arch, self.multiprocessors, self._launch):
                 yield
         else:
             before = cuda_library.connect(self)

@@ -15,7 +15,7 @@ GRIDS = {
     "odd": {"B": 2, "H": 5, "W": 7, "D": 33, "prefix": 0, "fourier": 0},
 }
 BATCH = {"batch": GRIDS["aligned"] | {"B": 48}}  # blocks go through many elements
-TOKENS = {"tokens": {"B": 2, "H": 1, "W": 50, "D": 64, "prefix": 1, "fourier": 0}}
+TOKENS = {"tokens": {"B": 2, "H": 1, "W": 64, "D": 64, "prefix": 1, "fourier": 0}}
 FOURIER = {"Fourier": {"B": 2, "H": 12, "W": 13, "D": 64, "prefix": 1, "fourier": 1}}
 COSINE = GRIDS | TOKENS
 BOTH = COSINE | FOURIER
@@ -168,6 +168,18 @@ OPERATORS = (
         kernels=(stages("spectral_separable_kernel", bytes=separable_bytes, macs=one_way, wide_stores=vectors),),
         problems=COSINE,
         full_size=FULL_SIZE,
+    ),
+    Operator(
+        "spectral_separable, long token axis",
+        call=lambda p: OPERATORS_OF.spectral_separable(tokens(p), *matrices(p)),
+        bytes=separable_bytes,
+        kernels=(
+            stages(
+                "spectral_axis_kernel", bytes=separable_bytes, macs=one_way, wide_stores=vectors, backends=("triton",)
+            ),
+        ),
+        problems={"long": TOKENS["tokens"] | {"W": 196, "prefix": 0}},
+        full_size=FULL_SIZE | {"H": 1, "W": 197},
     ),
     Operator(
         "spectral_analysis",
