@@ -104,7 +104,7 @@ class _TransposeBlocks(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         own = gradient.shape[0]
         sent = torch.cat([block.reshape(-1) for block in gradient.split(list(ctx.rows), 1)])
-        return _all_to_all(sent, [own * count for count in ctx.rows]).view(-1, own), None
+        return _all_to_all(sent, [own * count for count in ctx.rows]).view(sum(ctx.rows), own), None
 
 
 def exchange_blocks(blocks: Tensor, rows: Sequence[int], *, gradient: str = "all") -> Tensor:

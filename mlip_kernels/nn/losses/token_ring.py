@@ -87,11 +87,9 @@ class _RingLogits(torch.autograd.Function):
             if everywhere and owner != rank:
                 travelling = _pass_on(ctx.shards, owner, travelling)
             here = ctx.shards.of(owner)
+            totals = [*(travelling if everywhere or owner == rank else [None] * moving), *staying]
             with use_reference() if ctx.on_reference else nullcontext():
-                parts = _gradients([*shard, *saved[3:]], needed, grad_image[:, here], grad_text[here])
-            if everywhere or owner == rank:
-                _add(travelling, parts[:moving])
-            _add(staying, parts[moving:])
+                _add(totals, _gradients([*shard, *saved[3:]], needed, grad_image[:, here], grad_text[here]))
         if everywhere:
             travelling = _pass_on(ctx.shards, rank, travelling)
 
@@ -151,9 +149,10 @@ def ordered_logits(
     )
 
 
-def _add(totals: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+def _add(totals: Sequence[Tensor | None], parts: Sequence[Tensor]) -> None:
     for total, part in zip(totals, parts, strict=True):
-        total += part
+        if total is not None:
+            total += part
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
