@@ -45,9 +45,9 @@ def pair_cross_entropy(
     label, or with smoothing. A row or column with +inf, NaN or nothing but -inf gives NaN.
 
     Saved for backward: the logits, the labels, and two float32 numbers a row and two a column: ``16·B`` bytes for both
-    directions (twice that for float64). Besides the gradient, no more than a few MiB are allocated at a time, whatever
-    B is. The second derivative raises RuntimeError (`mlip_kernels.use_reference` computes it). Bitwise the same for
-    any number of threads.
+    directions (twice that for float64). Besides the gradient and such vectors, no more than 16 MiB are allocated at a
+    time (32 for float64), whatever B is. The second derivative raises RuntimeError (`mlip_kernels.use_reference`
+    computes it). Bitwise the same for any number of threads.
 
     Raises:
         TypeError, ValueError: naming the argument.

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import normalize
 
+from mlip_kernels._library import reference_requested, use_reference
 from mlip_kernels.nn.losses import ClipLoss, SigLipLoss, TokenContrastiveLoss, token_ring
 from mlip_kernels.nn.losses.gather import all_gather
 
@@ -91,9 +92,19 @@ def on_features(loss, rank):
     return loss_and_gradients(loss, inputs, options)
 
 
-def on_tokens(batch, rank, **arguments):
+def on_tokens(batch, rank, *, change=lambda loss: loss, **arguments):
     loss = TokenContrastiveLoss(rank=rank, world_size=len(batch.rows), **arguments)
-    return loss_and_gradients(batch.cut(loss, rank), *batch.of(rank))
+    return loss_and_gradients(batch.cut(change(loss), rank), *batch.of(rank))
+
+
+def with_frozen_texts(loss):
+    """Image tokens, weights and the scale learn; texts do not."""
+
+    def of_constants(image, text, scale, bias, **options):
+        options["text_weight"] = options["text_weight"].detach()
+        return loss(image, text.detach(), scale, float(bias.detach()), **options)
+
+    return of_constants
 
 
 def token_cases(rank, ranks):
@@ -101,6 +112,9 @@ def token_cases(rank, ranks):
     for gather in GATHERS:
         results["token even", gather] = on_tokens(Batch(*EVEN[ranks]), rank, gather=gather)
         results["token ragged", gather] = on_tokens(Batch(*RAGGED[ranks]), rank, gather=gather, label_smoothing=0.1)
+        results["token frozen", gather] = on_tokens(
+            Batch(*RAGGED[ranks]), rank, gather=gather, change=with_frozen_texts
+        )
         bare = Batch(*RAGGED[ranks], bare=True)
         results["token bare", gather] = on_tokens(bare, rank, gather=gather, local_loss=False)
         results["token without", gather] = on_tokens(Batch(*EVEN[ranks]), rank, gather=gather, gather_with_grad=False)
@@ -146,6 +160,25 @@ def bytes_kept(rank, ranks, gather):
     finally:
         token_ring.pass_on = pass_on
     return {"saved": sum(saved.values()), "shard": text.nbytes, "forward": forward, "backward": max(alive)}
+
+
+def computed_again(rank, ranks):
+    """Whether each computation of the ring, forward inside `use_reference` and backward outside, is on the reference."""
+    (image, text, *ends), _ = Batch(*EVEN[ranks]).of(rank)
+    asked, token_logits = [], token_ring.token_logits
+
+    def watched(*arguments, **options):
+        asked.append(reference_requested())
+        return token_logits(*arguments, **options)
+
+    token_ring.token_logits = watched
+    try:
+        with use_reference():
+            loss = TokenContrastiveLoss(rank=rank, world_size=ranks, gather="ring")(image, text.requires_grad_(), *ends)
+        loss.backward()
+    finally:
+        token_ring.token_logits = token_logits
+    return asked
 
 
 def message_of(function):
@@ -215,6 +248,9 @@ def feature_cases(rank, place):
         switches = {"local_loss": local, "gather_with_grad": grad, "cache_labels": cache, **place}
         results["clip", local, grad, cache] = on_features(ClipLoss(**switches), rank)
         results["open_clip", local, grad, cache] = on_features(theirs.ClipLoss(**switches), rank)
+    inputs, _ = Batch(*EVEN[place["world_size"]], tokens=False).of(rank)
+    for name, kind in (("clip logits", ClipLoss), ("open_clip logits", theirs.ClipLoss)):
+        results[name] = list(kind(local_loss=True, **place).get_logits(*inputs))
     for exchange in EXCHANGES:
         for cache in (False, True):
             results["siglip", exchange, cache] = on_features(SigLipLoss(cache, **place, dist_impl=exchange), rank)
@@ -228,6 +264,7 @@ def one_rank(rank, ranks, folder):
     place = {"rank": rank, "world_size": ranks}
     results = token_cases(rank, ranks) | feature_cases(rank, place)
     results["half"] = half_precision_gather(rank, ranks)
+    results["computed again"] = computed_again(rank, ranks)
     if ranks == 2:
         results["mismatches"] = mismatches(rank, place)
         results |= {("ddp", gather): with_ddp(rank, ranks, gather) for gather in GATHERS}

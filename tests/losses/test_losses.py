@@ -83,6 +83,15 @@ def test_error_is_at_most_twice_that_of_open_clip(ours, theirs, dtype):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+def test_autocast_means_what_it_means_to_open_clip(ours, theirs):
+    inputs = features(24, 64, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, expected = ours()(*inputs), theirs()(*inputs)
+    assert loss.dtype == expected.dtype
+    assert_as_accurate(loss, expected, theirs()(*(t.double() for t in inputs)))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 def test_logits_and_labels_are_those_of_open_clip(ours, theirs):
     # The loss of CLIP cannot tell: a softmax does not see the bias.
     found, expected = (kind().get_logits(*features()) for kind in (ours, theirs))

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from loss_ranks import EVEN, EXCHANGES, GATHERS, LOCAL, RAGGED, SWITCHES, Batch, loss_and_gradients, tower
+from loss_ranks import (
+    EVEN,
+    EXCHANGES,
+    GATHERS,
+    LOCAL,
+    RAGGED,
+    SWITCHES,
+    Batch,
+    loss_and_gradients,
+    tower,
+    with_frozen_texts,
+)
 from torch.nn.functional import cross_entropy
 
 from mlip_kernels.nn.losses import ClipLoss, SigLipLoss, TokenContrastiveLoss
@@ -40,6 +51,12 @@ def test_token_loss_is_that_of_one_process(ranks, gather):
 def test_token_loss_of_ragged_shards_is_that_of_one_process(ranks, gather):
     expected = single_process(TokenContrastiveLoss(label_smoothing=0.1), Batch(*RAGGED[len(ranks)]))
     assert_all_close(mean_over_ranks([r["token ragged", gather] for r in ranks]), expected)
+
+
+@pytest.mark.parametrize("gather", GATHERS)
+def test_token_loss_learns_from_texts_that_do_not(ranks, gather):
+    expected = single_process(with_frozen_texts(TokenContrastiveLoss()), Batch(*RAGGED[len(ranks)]))
+    assert_all_close(mean_over_ranks([r["token frozen", gather] for r in ranks]), expected)
 
 
 @pytest.mark.parametrize("gather", GATHERS)
@@ -89,6 +106,11 @@ def test_the_ring_keeps_no_remote_shard_and_holds_one_at_a_time(ranks):
         assert ring["backward"] <= 2  # a shard and its gradient
 
 
+def test_the_ring_computes_again_on_what_it_computed_first(ranks):
+    for rank in ranks:
+        assert rank["computed again"] == [True] * 2 * len(ranks)
+
+
 @only_two
 @pytest.mark.parametrize("gather", GATHERS)
 def test_token_loss_under_ddp_has_the_gradients_of_one_process(ranks, gather):
@@ -103,6 +125,12 @@ def test_token_loss_under_ddp_has_the_gradients_of_one_process(ranks, gather):
 def test_clip_loss_is_that_of_open_clip_on_every_rank(ranks, local, grad, cache):
     for rank in ranks:
         assert_all_close(rank["clip", local, grad, cache], rank["open_clip", local, grad, cache])
+
+
+def test_clip_logits_of_a_local_loss_are_those_of_open_clip(ranks):
+    # The loss cannot tell: a softmax does not see the bias.
+    for rank in ranks:
+        assert_all_close(rank["clip logits"], rank["open_clip logits"])
 
 
 @pytest.mark.parametrize("local", [False, True])

@@ -85,28 +85,28 @@ class SigLipLoss(PairedLoss):
         self._check_features(image_features, text_features)
         device, dtype, batch = image_features.device, image_features.dtype, image_features.shape[0]
         losses = []
-        for owner, texts in self._text_shards(text_features):
+        for own, texts in self._text_shards(text_features):
             logits = self.get_logits(image_features, texts, logit_scale, logit_bias)
-            labels = self.get_ground_truth(device, dtype, batch, negative_only=owner != self.rank)
+            labels = self.get_ground_truth(device, dtype, batch, negative_only=not own)
             losses.append(-F.logsigmoid(labels * logits).sum() / batch)
         loss = torch.stack(losses).sum()
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _text_shards(self, own: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The texts of each rank, with the number of the rank."""
+    def _text_shards(self, texts: Tensor) -> Iterator[tuple[bool, Tensor]]:
+        """The texts of each rank, and whether they are this rank's own."""
         rank, ranks = self.rank, self.world_size
         if ranks > 1 and self.dist_impl == "gather":
-            yield from enumerate(all_gather(own).tensor_split(ranks))
+            yield from ((owner == rank, shard) for owner, shard in enumerate(all_gather(texts).tensor_split(ranks)))
         elif ranks > 1 and self.dist_impl == "reduce":
-            yield from ((owner, broadcast(own, owner)) for owner in range(ranks))
+            yield from ((owner == rank, broadcast(texts, owner)) for owner in range(ranks))
         else:
-            yield rank, own
-            onward = back = own
+            yield True, texts
+            onward = back = texts
             both_ways = (ranks - 1) // 2 if self.dist_impl == "bidir" else 0
-            for step in range(1, both_ways + 1):
+            for _ in range(both_ways):
                 onward, back = shift((onward, back), (1, -1))
-                yield (rank - step) % ranks, onward
-                yield (rank + step) % ranks, back
-            for step in range(both_ways + 1, ranks - both_ways):
+                yield False, onward
+                yield False, back
+            for _ in range(ranks - 1 - 2 * both_ways):
                 (onward,) = shift((onward,), (1,))
-                yield (rank - step) % ranks, onward
+                yield False, onward

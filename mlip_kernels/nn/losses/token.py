@@ -31,8 +31,8 @@ class TokenContrastiveLoss(PairedLoss):
     pair of the whole batch counts the same.
 
     Args:
-        local_loss: return this rank's part of the loss; otherwise the mean over ranks, the same number on each,
-            with the same gradients after averaging.
+        local_loss: return this rank's part of the loss, the sum over its own pairs times ranks / pairs on all ranks;
+            otherwise the mean over ranks, the same number on each, with the same gradients after averaging.
         gather_with_grad: gradients flow back to the ranks that texts and logits came from. Without it they lack the
             parts that other ranks computed, as in `ClipLoss`.
         cache_labels: keep the labels between calls.
