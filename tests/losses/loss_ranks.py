@@ -163,7 +163,7 @@ def bytes_kept(rank, ranks, gather):
 
 
 def computed_again(rank, ranks):
-    """Whether each computation of the ring, forward inside `use_reference` and backward outside, is on the reference."""
+    """Whether the ring computes on the reference, forward inside `use_reference` and backward outside of it."""
     (image, text, *ends), _ = Batch(*EVEN[ranks]).of(rank)
     asked, token_logits = [], token_ring.token_logits
 
