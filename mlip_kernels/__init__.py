@@ -13,6 +13,7 @@ __all__ = [
     "merge_plan",
     "merge_schedule",
     "merge_tokens",
+    "pair_cross_entropy",
     "proportional_attention",
     "rfft",
     "spectral_filter",
@@ -38,6 +39,7 @@ try:
         token_counts,
         weighted_mean,
     )
+    from mlip_kernels.ops.pair_cross_entropy import pair_cross_entropy
     from mlip_kernels.ops.spectral import (
         amplitude_phase,
         band_energy,

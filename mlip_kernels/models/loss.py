@@ -25,13 +25,14 @@ class MLIPLoss(nn.Module):
         config: weights and choices.
         rank: of this process.
         world_size: processes that share the batch.
+        gather: how caption tokens travel between processes, ``"all"`` or ``"ring"``; see `TokenContrastiveLoss`.
     """
 
-    def __init__(self, config: LossConfig, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, config: LossConfig, rank: int = 0, world_size: int = 1, *, gather: str = "all") -> None:
         super().__init__()
         self.config = config
         self.global_term = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size)
-        self.token_term = TokenContrastiveLoss(rank=rank, world_size=world_size)
+        self.token_term = TokenContrastiveLoss(rank=rank, world_size=world_size, gather=gather)
 
     def forward(self, features: MLIPFeatures) -> dict[str, Tensor]:
         """Every term unweighted under its name, and their weighted sum under ``loss``; all are 0-d float32."""

@@ -84,6 +84,8 @@ class TrainConfig:
     """Autocast dtype of the towers; parameters and losses stay float32."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of keeping their activations."""
+    gather: Literal["all", "ring"] = "all"
+    """How caption tokens travel between processes: all at once, or from one to the next, in less memory."""
     operators: Literal["fused", "reference"] = "fused"
     """Compiled kernels where they are installed, or the plain-PyTorch reference everywhere."""
     device: str = "auto"
@@ -110,6 +112,7 @@ class TrainConfig:
         for beta in self.betas:
             check_number("betas", beta, minimum=0.0, maximum=1.0)
         check_choice("precision", self.precision, ("bfloat16", "float32"))
+        check_choice("gather", self.gather, ("all", "ring"))
         check_choice("operators", self.operators, ("fused", "reference"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         if self.resume and self.overwrite:

@@ -84,7 +84,7 @@ class Run:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.before = saved["step"], saved["before"]
-        self.loss = MLIPLoss(config.model.loss, place.rank, place.world_size)
+        self.loss = MLIPLoss(config.model.loss, place.rank, place.world_size, gather=config.gather)
         self.parallel: nn.Module = self.model
         if place.world_size > 1:
             self.parallel = DistributedDataParallel(self.model)
@@ -261,6 +261,7 @@ MAY_CHANGE = {
     "cache_dir",
     "device",
     "evaluate_every",
+    "gather",
     "keep_checkpoints",
     "log_every",
     "operators",

@@ -36,7 +36,9 @@ def variants(model: MLIPConfig) -> dict[str, MLIPConfig]:
     }
 
 
-def step(config: MLIPConfig, rank: int, world_size: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def step(
+    config: MLIPConfig, rank: int, world_size: int, gather: str = "all"
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and gradients of one batch, in float64, with the part of the batch that belongs to ``rank``."""
     torch.manual_seed(0)
     model = MLIP(config).double()
@@ -46,7 +48,7 @@ def step(config: MLIPConfig, rank: int, world_size: int) -> tuple[torch.Tensor, 
     text[:, 0], text[:, 6], text[:, 7:] = 49406, 49407, 0
     images, text = images[rank::world_size], text[rank::world_size]
     parallel = DistributedDataParallel(model) if world_size > 1 else model
-    loss = MLIPLoss(config.loss, rank, world_size)(parallel(images, text))["loss"]
+    loss = MLIPLoss(config.loss, rank, world_size, gather=gather)(parallel(images, text))["loss"]
     loss.backward()
     if world_size > 1:
         dist.all_reduce(loss.detach_().div_(world_size))
@@ -58,12 +60,13 @@ def compare(rank: int, model: MLIPConfig, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
     for name, config in variants(model).items():
-        loss, gradients = step(config, rank, PROCESSES)
         expected_loss, expected_gradients = step(config, 0, 1)
-        # Computed in float64, compared to the precision of float32.
-        assert_close(loss.float(), expected_loss.float(), name=name)
-        for parameter, expected in expected_gradients.items():
-            assert_close(gradients[parameter].float(), expected.float(), name=f"{name}: {parameter}")
+        for gather in ("all", "ring") if name == "separate domains" else ("all",):
+            loss, gradients = step(config, rank, PROCESSES, gather)
+            # Computed in float64, compared to the precision of float32.
+            assert_close(loss.float(), expected_loss.float(), name=f"{name}, {gather}")
+            for parameter, expected in expected_gradients.items():
+                assert_close(gradients[parameter].float(), expected.float(), name=f"{name}, {gather}: {parameter}")
     dist.destroy_process_group()
 
 
@@ -93,7 +96,7 @@ def test_the_command_line_gives_the_same_losses_under_torchrun_and_resumed(tiny,
     small += f"--data {tiny.data} --held-out-pairs 12 --steps 4 --log-every 1 --checkpoint-every 2"
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     train(parse([*small.split(), "--output", str(alone), "--batch-size", "12"]))
-    arguments = [*small.split(), "--output", str(shared), "--batch-size", str(12 // PROCESSES)]
+    arguments = [*small.split(), "--output", str(shared), "--batch-size", str(12 // PROCESSES), "--gather", "ring"]
     assert "held-out retrieval among 12 candidates" in run_two_processes(arguments)
     # Four optimiser steps pass on the rounding of each other.
     in_one_go = losses(shared)

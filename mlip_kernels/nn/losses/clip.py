@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mlip_kernels.nn.losses.gather import all_gather
 from mlip_kernels.nn.losses.paired import PairedLoss, check_no_horovod
+from mlip_kernels.ops.arguments import check_number
+from mlip_kernels.ops.pair_cross_entropy import pair_cross_entropy
 
 
 class ClipLoss(PairedLoss):
     """Symmetric cross-entropy over the cosine similarities of all pairs (Radford et al., ICML 2021, figure 3).
 
-    Constructor, call, values and gradients are those of ``open_clip.loss.ClipLoss``.
+    Constructor, call, values and gradients are those of ``open_clip.loss.ClipLoss``. Saved for backward, besides the
+    features: one matrix of logits (two rectangular ones with ``local_loss`` over ranks), where open_clip keeps two of
+    log-probabilities (`mlip_kernels.pair_cross_entropy`).
 
     Args:
         local_loss: each rank scores its own rows against all ranks and returns its part of the loss, the mean of
@@ -24,6 +29,8 @@ class ClipLoss(PairedLoss):
         cache_labels: keep the labels between calls.
         rank, world_size: of this process among those that share the batch, through ``torch.distributed``.
         use_horovod: only False.
+        label_smoothing: in [0, 1], as ``torch.nn.functional.cross_entropy`` has it, in both directions. open_clip has
+            none.
     """
 
     def __init__(
@@ -34,9 +41,13 @@ class ClipLoss(PairedLoss):
         rank: int = 0,
         world_size: int = 1,
         use_horovod: bool = False,
+        *,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(cache_labels, rank, world_size)
         check_no_horovod(use_horovod)
+        self.use_horovod = False
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
 
@@ -59,14 +70,15 @@ class ClipLoss(PairedLoss):
             all_texts = all_gather(text_features, gradient=gradient)
         else:
             all_images, all_texts = image_features, text_features
-        if self.local_loss and self.world_size > 1:
-            per_image = logit_scale * image_features @ all_texts.T
-            per_text = logit_scale * text_features @ all_images.T
-        else:
-            per_image = logit_scale * all_images @ all_texts.T
-            per_text = per_image.T
+        one_sided = self.local_loss and self.world_size > 1
+        per_image = logit_scale * (image_features if one_sided else all_images) @ all_texts.T
         if logit_bias is not None:
-            per_image, per_text = per_image + logit_bias, per_text + logit_bias
+            per_image += logit_bias
+        if not one_sided:
+            return per_image, per_image.T
+        per_text = logit_scale * text_features @ all_images.T
+        if logit_bias is not None:
+            per_text += logit_bias
         return per_image, per_text
 
     def forward(
@@ -87,5 +99,13 @@ class ClipLoss(PairedLoss):
         self._check_features(image_features, text_features)
         per_image, per_text = self.get_logits(image_features, text_features, logit_scale, logit_bias)
         labels = self.get_ground_truth(per_image.device, per_image.shape[0])
-        loss = (F.cross_entropy(per_image, labels) + F.cross_entropy(per_text, labels)) / 2
+        cross_entropy = functools.partial(pair_cross_entropy, labels=labels, label_smoothing=self.label_smoothing)
+        if self._logits_are_one_matrix():
+            loss = cross_entropy(per_image)
+        else:
+            loss = (cross_entropy(per_image, directions="rows") + cross_entropy(per_text, directions="rows")) / 2
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def _logits_are_one_matrix(self) -> bool:
+        """Whether `get_logits` returns a matrix and its transpose; that of a subclass need not."""
+        return type(self).get_logits is ClipLoss.get_logits and not (self.local_loss and self.world_size > 1)

@@ -1,11 +1,12 @@
 """Batches spread over the ranks of ``torch.distributed``: gathered with a choice of gradient, and checked to match.
 
 All functions use the default process group, are collective (every rank has to call them) and work on any backend
-that has ``all_gather`` and ``reduce_scatter``, gloo and nccl among them.
+that has ``all_gather``, ``reduce_scatter``, ``all_to_all``, ``broadcast`` and ``reduce``, gloo and nccl among them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,6 +55,87 @@ def all_gather(tensor: Tensor, *, gradient: str = "all") -> Tensor:
     return torch.cat(parts)
 
 
+def all_gather_ragged(tensor: Tensor, rows: Sequence[int], *, gradient: str = "all") -> Tensor:
+    """`all_gather` of tensors ``[rows[rank], ...]`` to ``[sum(rows), ...]``; all travel as long as the longest."""
+    longest, own = max(rows), tensor.shape[0]
+    if own < longest:
+        tensor = torch.cat([tensor, tensor.new_zeros(longest - own, *tensor.shape[1:])])
+    gathered = all_gather(tensor, gradient=gradient)
+    if min(rows) == longest:
+        return gathered
+    return torch.cat([part[:count] for part, count in zip(gathered.split(longest), rows, strict=True)])
+
+
+class _Broadcast(torch.autograd.Function):
+    @staticmethod
+    def forward(tensor: Tensor, source: int) -> Tensor:
+        received = tensor.clone(memory_format=torch.contiguous_format)
+        dist.broadcast(received, source)
+        return received
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.source = inputs[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True).contiguous()
+        dist.reduce(wide, ctx.source)
+        return (wide if dist.get_rank() == ctx.source else torch.zeros_like(wide)).to(gradient.dtype), None
+
+
+def broadcast(tensor: Tensor, source: int) -> Tensor:
+    """The tensor of rank ``source`` on every rank, all being of one shape; its gradient is the sum over ranks."""
+    return _Broadcast.apply(tensor, source)
+
+
+class _TransposeBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(blocks: Tensor, rows: Sequence[int]) -> Tensor:
+        return _blocks_by_column(blocks, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.rows = inputs[1]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        own = gradient.shape[0]
+        sent = torch.cat([block.reshape(-1) for block in gradient.split(list(ctx.rows), 1)])
+        return _all_to_all(sent, [own * count for count in ctx.rows]).view(sum(ctx.rows), own), None
+
+
+def exchange_blocks(blocks: Tensor, rows: Sequence[int], *, gradient: str = "all") -> Tensor:
+    """From ``[all, own]``, the columns of a square matrix that this rank has, ``[own, all]``, its rows.
+
+    Rows and columns are spread over the ranks alike, ``rows[r]`` on rank r. Only numbers of other ranks travel, each
+    once. ``gradient`` is ``"all"``, or ``"local"`` for a gradient of the block that did not travel alone.
+    """
+    check_choice("gradient", gradient, ("all", "local"))
+    if gradient == "all":
+        return _TransposeBlocks.apply(blocks, rows)
+    with torch.no_grad():
+        received = list(_blocks_by_column(blocks, rows).split(list(rows), 1))
+    received[dist.get_rank()] = blocks.split(list(rows))[dist.get_rank()]
+    return torch.cat(received, 1)
+
+
+def _blocks_by_column(blocks: Tensor, rows: Sequence[int]) -> Tensor:
+    own = blocks.shape[1]
+    counts = [own * count for count in rows]
+    received = _all_to_all(blocks.contiguous().view(-1), counts).split(counts)
+    return torch.cat([part.view(own, count) for part, count in zip(received, rows, strict=True)], 1)
+
+
+def _all_to_all(sent: Tensor, counts: list[int]) -> Tensor:
+    """As many numbers to every rank as from it, in the order of the ranks."""
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, counts, counts)
+    return received
+
+
 def check_process_group(rank: int, world_size: int) -> None:
     """Raise unless the default process group exists and has this rank and size."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -66,16 +148,18 @@ def check_process_group(rank: int, world_size: int) -> None:
         raise ValueError(f"rank, world_size: expected {wanted}, got {rank}, {world_size}")
 
 
-def check_equal_on_all_ranks(sizes: dict[str, int], device: torch.device) -> None:
-    """Raise on every rank if one of the named ``sizes`` differs between ranks, instead of letting them hang.
-
-    Costs one collective of a few bytes, whose result the host reads.
-    """
+def sizes_by_rank(sizes: dict[str, int], device: torch.device) -> dict[str, list[int]]:
+    """What every rank gives under each name. Costs one collective of a few bytes, whose result the host reads."""
     mine = torch.tensor(list(sizes.values()), dtype=torch.int64, device=device)
     columns = zip(*_gathered(mine.unsqueeze(0)).tolist(), strict=True)
-    for name, found in zip(sizes, columns, strict=True):
+    return {name: list(found) for name, found in zip(sizes, columns, strict=True)}
+
+
+def check_equal_on_all_ranks(by_rank: dict[str, list[int]]) -> None:
+    """Raise, on every rank, if a size differs between ranks, instead of letting them hang."""
+    for name, found in by_rank.items():
         if len(set(found)) > 1:
-            raise ValueError(f"{name}: expected the same on every rank, got {list(found)} by rank")
+            raise ValueError(f"{name}: expected the same on every rank, got {found} by rank")
 
 
 def _gathered(tensor: Tensor) -> Tensor:

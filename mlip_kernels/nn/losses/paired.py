@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mlip_kernels.nn.losses.gather import check_equal_on_all_ranks, check_process_group
+from mlip_kernels.nn.losses.gather import check_equal_on_all_ranks, check_process_group, sizes_by_rank
 from mlip_kernels.ops.arguments import check_integer, check_same_device, check_shape, check_tensor
 
 
@@ -17,13 +17,13 @@ class PairedLoss(nn.Module):
         self.cache_labels = cache_labels
         self.world_size = check_integer("world_size", world_size, minimum=1)
         self.rank = check_integer("rank", rank, minimum=0, maximum=world_size - 1)
-        self._labels: dict[torch.device, Tensor] = {}
+        self._labels: dict[tuple[object, ...], Tensor] = {}
 
     def _check_batch(self, sizes: dict[str, int], device: torch.device) -> None:
         """Raise unless there is a pair and, in a process group, every rank brings the same ``sizes``."""
         if self.world_size > 1:
             check_process_group(self.rank, self.world_size)
-            check_equal_on_all_ranks(sizes, device)
+            check_equal_on_all_ranks(sizes_by_rank(sizes, device))
         if sizes["local batch size"] == 0:
             raise ValueError("local batch size: expected at least one pair, got 0: the mean over no pairs is undefined")
 
@@ -35,13 +35,20 @@ class PairedLoss(nn.Module):
         self._check_batch({"local batch size": images.shape[0], "feature width": images.shape[1]}, images.device)
 
     def _class_labels(self, device: torch.device, count: int, *, first: int) -> Tensor:
-        """Indices of the matching pairs for `torch.nn.functional.cross_entropy`: ``count`` from ``first`` on."""
-        labels = self._labels.get(device)
-        if labels is None or labels.shape[0] != count:
+        """Indices of the matching pairs for `pair_cross_entropy`: ``count`` from ``first`` on."""
+        key = (device, count, first)
+        labels = self._labels.get(key)
+        if labels is None:
             labels = torch.arange(first, first + count, device=device)
-            if self.cache_labels:
-                self._labels[device] = labels
+            self._keep_labels(key, labels)
         return labels
+
+    def _keep_labels(self, key: tuple[object, ...], labels: Tensor) -> None:
+        """Remember the labels of the last batch, if the user wants it; those of a positive and a negative block."""
+        if self.cache_labels:
+            if len(self._labels) > 1:
+                self._labels.clear()
+            self._labels[key] = labels
 
 
 def check_no_horovod(use_horovod: bool) -> None:

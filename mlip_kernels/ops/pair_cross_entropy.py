@@ -1,0 +1,138 @@
+"""Cross-entropy over the rows and columns of one matrix of logits: the loss of CLIP without further matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlip_kernels._library import define, differentiate, reference_requested
+from mlip_kernels.ops.arguments import check_choice, check_number, check_same_device, check_shape, check_tensor
+from mlip_kernels.reference.merging.weighted_mean import accumulation_dtype
+from mlip_kernels.reference.pair_cross_entropy import pair_cross_entropy as reference_pair_cross_entropy
+from mlip_kernels.reference.pair_cross_entropy import pair_cross_entropy_and_terms, pair_cross_entropy_backward
+
+
+def pair_cross_entropy(
+    logits: Tensor,
+    labels: Tensor | None = None,
+    *,
+    directions: str = "both",
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """``(cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2`` from one matrix, or its first term.
+
+    Equal to ``torch.nn.functional.cross_entropy`` in value, gradient and dtype. What differs is memory: that keeps the
+    log-probabilities of both directions, two more matrices, and adds two gradients; here the logits themselves are
+    kept, and backward makes one gradient, ``softmax(row) + softmax(column) - 2 · target``, halved.
+
+    Args:
+        logits: ``[B, C]``; float32, bfloat16, float16 or float64. ``B = C`` for both directions.
+        labels: ``[B]``, int64: the column that belongs to each row and, for both directions, also the row that belongs
+            to each column. None means that pair i lies on the diagonal. Values are not checked, which would cost a
+            synchronisation.
+        directions: ``"both"``, or ``"rows"`` where the other direction has a matrix of its own.
+        label_smoothing: in [0, 1]; that share of each target is spread evenly over all classes.
+        reduction: ``"mean"`` over B, NaN if B is 0, or ``"sum"``.
+
+    Returns:
+        The loss, 0-d: in the dtype of the logits, and float32 for half-precision logits under autocast. It is computed
+        in float32 (float64 for float64) and rounded once.
+
+    Hard input: as ``cross_entropy``. A logit of -inf is a class that cannot be; it makes the loss infinite if it is a
+    label, or with smoothing. A row or column with +inf, NaN or nothing but -inf gives NaN.
+
+    Saved for backward: the logits, the labels, and two float32 numbers a row and two a column: ``16·B`` bytes for both
+    directions (twice that for float64). Besides the gradient and such vectors, no more than 16 MiB are allocated at a
+    time (32 for float64), whatever B is. The second derivative raises RuntimeError (`mlip_kernels.use_reference`
+    computes it). Bitwise the same for any number of threads.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+
+    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021,
+    figure 3; Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7.
+    """
+    check_tensor("logits", logits, layout="[B, C]")
+    check_choice("directions", directions, ("both", "rows"))
+    check_choice("reduction", reduction, ("mean", "sum"))
+    label_smoothing = float(check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0))
+    (rows, columns), both = logits.shape, directions == "both"
+    if both:
+        check_shape("logits", logits, (rows, rows), "[B, B]")
+    elif columns < 1 or (labels is None and columns < rows):
+        wanted = "C >= 1" if labels is not None else "C >= B and C >= 1"
+        raise ValueError(f"logits: expected [B, C] with {wanted}, got shape {list(logits.shape)}")
+    if labels is None:
+        labels = torch.arange(rows, device=logits.device)
+    check_tensor("labels", labels, layout="[B]", dtypes=(torch.int64,))
+    check_shape("labels", labels, (rows,), "[B]")
+    check_same_device("labels", labels, "logits", logits)
+
+    if reference_requested():
+        loss = reference_pair_cross_entropy(logits, labels, both, label_smoothing)
+    else:
+        loss = _forward(logits, labels, both, label_smoothing)[0]
+    if reduction == "mean":
+        loss = loss / rows if rows else loss * torch.nan
+    kind = logits.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return loss if autocast else loss.to(logits.dtype)
+
+
+def _fake_forward(logits: Tensor, labels: Tensor, both: bool, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+    (rows, columns), dtype = logits.shape, accumulation_dtype(logits.dtype)
+    row_terms = logits.new_empty(2, rows, dtype=dtype)
+    return logits.new_empty((), dtype=dtype), row_terms, row_terms.new_empty(2, columns if both else 0)
+
+
+def _fake_backward(
+    grad: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    row_terms: Tensor,
+    column_terms: Tensor,
+    both: bool,
+    label_smoothing: float,
+) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+_forward = define(
+    "contrastive_pair_cross_entropy(Tensor logits, Tensor labels, bool both, float label_smoothing)"
+    " -> (Tensor loss, Tensor row_terms, Tensor column_terms)",
+    reference=pair_cross_entropy_and_terms,
+    fake=_fake_forward,
+    kernels=False,
+)
+_backward = define(
+    "contrastive_pair_cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor row_terms,"
+    " Tensor column_terms, bool both, float label_smoothing) -> Tensor grad_logits",
+    reference=pair_cross_entropy_backward,
+    fake=_fake_backward,
+    kernels=False,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, bool, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, labels, ctx.both, ctx.label_smoothing = inputs
+    _, row_terms, column_terms = output
+    ctx.mark_non_differentiable(row_terms, column_terms)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, labels, row_terms, column_terms)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None]:
+    if grad is None:
+        return None, None, None, None
+    return _backward(grad, *ctx.saved_tensors, ctx.both, ctx.label_smoothing), None, None, None
+
+
+differentiate(
+    "contrastive_pair_cross_entropy",
+    setup_context=_save,
+    backward=_gradients,
+    through=("contrastive_pair_cross_entropy_backward",),
+)

@@ -1,0 +1,245 @@
+"""pair_cross_entropy: equal to torch's cross-entropy on a matrix and its transpose, with less memory."""
+
+import functools
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from mlip_kernels import pair_cross_entropy, use_reference
+from mlip_kernels.reference import pair_cross_entropy as reference
+from mlip_kernels.testing import (
+    DTYPES,
+    assert_as_accurate,
+    assert_close,
+    assert_identical,
+    gradients,
+    permuted,
+    threads,
+    uninitialized_memory_is_nan,
+)
+
+OPERATORS = torch.ops.mlip_kernels
+
+
+CHUNK_ELEMENTS = reference.CHUNK_ELEMENTS
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Chunks of a few rows, the last one shorter, so that small matrices show what large ones would."""
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 40)
+
+
+def matrix(rows, columns, dtype=torch.float64, *, spread=3.0):
+    """Logits with the matching pairs well above the rest, as in training: small losses of large numbers."""
+    random = torch.Generator().manual_seed(rows + columns)
+    logits = spread * torch.randn(rows, columns, generator=random, dtype=torch.float64)
+    logits.diagonal().add_(6 * spread)
+    return logits.to(dtype)
+
+
+def by_torch(logits, labels=None, *, directions="both", **options):
+    labels = torch.arange(len(logits)) if labels is None else labels
+    loss = cross_entropy(logits, labels, **options)
+    return loss if directions == "rows" else (loss + cross_entropy(logits.T, labels, **options)) / 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 2), (13, 13), (13, 29), (50, 50)])
+def test_value_and_gradient_are_as_accurate_as_those_of_torch(rows, columns, smoothing, dtype):
+    options = {"label_smoothing": smoothing, "directions": "both" if rows == columns else "rows"}
+    logits = matrix(rows, columns, dtype)
+    with uninitialized_memory_is_nan():
+        found = [pair_cross_entropy(logits, **options)]
+        found += gradients(lambda x: pair_cross_entropy(x, **options), [logits])
+    torchs = [by_torch(logits, **options), *gradients(lambda x: by_torch(x, **options), [logits])]
+    wide = logits.double()
+    truth = [by_torch(wide, **options), *gradients(lambda x: by_torch(x, **options), [wide])]
+    for actual, baseline, exact in zip(found, torchs, truth, strict=True):
+        assert actual.dtype == dtype
+        if dtype == torch.float64:  # its own truth, as exact as a probability near 1 is
+            assert_close(actual + 1, exact + 1)
+        else:
+            assert_as_accurate(actual, baseline, exact)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 30.0, 1000.0])
+@pytest.mark.parametrize("directions", ["both", "rows"])
+def test_large_logits_neither_overflow_nor_cancel(spread, directions):
+    logits = matrix(11, 11, torch.float32, spread=spread)
+    for function in (lambda f, x: f(x, directions=directions), lambda f, x: gradients(lambda y: f(y), [x])[0]):
+        exact = function(by_torch, logits.double())
+        assert_as_accurate(function(pair_cross_entropy, logits), function(by_torch, logits), exact)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_labels_may_name_any_pairs(smoothing, reduction):
+    labels = torch.tensor([3, 0, 0, 8, 2, 8, 1, 5, 4])
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    for directions in ("both", "rows"):
+        ours = functools.partial(pair_cross_entropy, labels=labels, directions=directions, **options)
+        torchs = functools.partial(by_torch, labels=labels, directions=directions, **options)
+        logits = matrix(9, 9)
+        assert_close(ours(logits), torchs(logits))
+        assert_close(gradients(ours, [logits])[0], gradients(torchs, [logits])[0])
+
+
+@pytest.mark.parametrize("reference_path", [False, True])
+def test_gradient_is_that_of_finite_differences(reference_path):
+    logits = matrix(7, 7, spread=0.5).requires_grad_()
+
+    def function(x):
+        if reference_path:
+            with use_reference():
+                return pair_cross_entropy(x, label_smoothing=0.1)
+        return pair_cross_entropy(x, label_smoothing=0.1)
+
+    assert torch.autograd.gradcheck(function, [logits])
+    if reference_path:
+        assert torch.autograd.gradgradcheck(function, [logits])
+        return
+    (gradient,) = torch.autograd.grad(function(logits), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"no second derivative.*use_reference"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
+@pytest.mark.parametrize("where", [(2, 5), (5, 5), (slice(None), 3), (4, slice(None))])
+def test_infinities_and_nan_mean_what_they_mean_in_torch(where, value):
+    logits = matrix(8, 8)
+    logits[where] = value
+    for options in ({}, {"directions": "rows"}, {"label_smoothing": 0.1}):
+        torch.testing.assert_close(pair_cross_entropy(logits, **options), by_torch(logits, **options), equal_nan=True)
+
+
+def test_no_pairs_have_no_mean():
+    for directions, columns in (("both", 0), ("rows", 3)):
+        logits = torch.zeros(0, columns, requires_grad=True)
+        assert pair_cross_entropy(logits, directions=directions).isnan()
+        loss = pair_cross_entropy(logits, directions=directions, reduction="sum")
+        assert loss.detach() == 0
+        assert torch.autograd.grad(loss, logits)[0].shape == logits.shape
+
+
+@pytest.mark.parametrize("prepare", [permuted, lambda x: torch.cat([x, x], 1)[:, 13:], torch.t], ids=str)
+def test_strides_do_not_matter(prepare):
+    logits = prepare(matrix(13, 13))
+    assert not logits.is_contiguous()
+    dense = logits.clone(memory_format=torch.contiguous_format)
+    assert_close(pair_cross_entropy(logits) + 1, pair_cross_entropy(dense) + 1)
+    leaf = logits.detach().requires_grad_()
+    (found,) = torch.autograd.grad(pair_cross_entropy(leaf), leaf)
+    (expected,) = torch.autograd.grad(pair_cross_entropy(dense.requires_grad_()), dense)
+    assert_close(found + 1, expected + 1)
+
+
+@pytest.mark.parametrize("rows", [600, 40_000])
+def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, rows):
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", CHUNK_ELEMENTS // 4)
+    logits, directions = (matrix(rows, rows, torch.float32), "both") if rows == 600 else (torch.rand(rows, 4), "rows")
+    labels = torch.arange(rows) % logits.shape[1]
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(gradients(lambda x: pair_cross_entropy(x, labels, directions=directions), [logits]))
+            results[-1].append(pair_cross_entropy(logits, labels, directions=directions))
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            assert_identical(one, same)
+
+
+def test_the_only_matrices_are_the_logits_and_their_gradient(monkeypatch):
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 2**16)
+    batch, width = 1200, 8
+    features = torch.randn(2, batch, width, requires_grad=True)
+
+    def bytes_saved(loss):
+        storages = {}
+
+        def note(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            loss(features[0] @ features[1].T)
+        return sum(storages.values())
+
+    square, vectors = 4 * batch**2, 2 * 4 * batch * width + 8 * batch
+    assert bytes_saved(by_torch) >= 2 * square
+    assert bytes_saved(pair_cross_entropy) <= square + vectors + 16 * batch
+
+    def peak(loss):
+        logits = (features[0] @ features[1].T).detach().requires_grad_()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as run:
+            torch.autograd.grad(loss(logits), logits)
+        allocated = highest = 0
+        for event in run.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                allocated += event.nbytes()
+                highest = max(highest, allocated)
+        return highest
+
+    chunks = 4 * 4 * reference.CHUNK_ELEMENTS
+    assert peak(pair_cross_entropy) <= square + chunks
+    assert peak(by_torch) >= 3 * square
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_under_autocast_the_loss_is_float32_as_that_of_torch(dtype):
+    logits = matrix(9, 9, dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, expected = pair_cross_entropy(logits), by_torch(logits)
+        assert loss.dtype == expected.dtype == torch.float32
+        assert_as_accurate(loss, expected, by_torch(logits.double()))
+
+
+@pytest.mark.parametrize("directions", ["both", "rows"])
+def test_the_operators_keep_the_contract_of_the_dispatcher_and_trace_as_one_graph(directions):
+    logits, labels, both = matrix(6, 6, torch.float32).requires_grad_(), torch.arange(6), directions == "both"
+    torch.library.opcheck(OPERATORS.contrastive_pair_cross_entropy, (logits, labels, both, 0.1))
+    _, *terms = OPERATORS.contrastive_pair_cross_entropy(logits.detach(), labels, both, 0.1)
+    arguments = (torch.ones(()), logits.detach(), labels, *terms, both, 0.1)
+    torch.library.opcheck(OPERATORS.contrastive_pair_cross_entropy_backward, arguments)
+
+    def function(x):
+        return pair_cross_entropy(x, directions=directions)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    assert_identical(compiled(logits), function(logits))
+    for actual, expected in zip(gradients(compiled, [logits]), gradients(function, [logits]), strict=True):
+        assert_identical(actual, expected)
+
+
+def test_no_backend_is_chosen_as_there_is_only_one(uncompiled):
+    code = "import torch, mlip_kernels as mk; print(mk.pair_cross_entropy(torch.zeros(2, 2)))"
+    done = uncompiled.run("-W", "error", "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+X, L = torch.zeros(3, 3), torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments", "options"),
+    [
+        (TypeError, "logits: expected a torch.Tensor", ([1.0],), {}),
+        (ValueError, "logits: expected .*2 dimensions", (X[0],), {}),
+        (TypeError, "logits: expected dtype", (X.int(),), {}),
+        (ValueError, r"logits: expected \[B, B\] = \[3, 3\], got shape \[3, 4\]", (torch.zeros(3, 4),), {}),
+        (ValueError, "logits: expected .*C >= B", (torch.zeros(3, 2),), {"directions": "rows"}),
+        (ValueError, "logits: expected .*C >= 1, got", (torch.zeros(3, 0), L), {"directions": "rows"}),
+        (TypeError, "labels: expected dtype int64", (X, L.float()), {}),
+        (ValueError, "labels: expected", (X, L[:2]), {}),
+        (ValueError, "labels: expected device", (X, L.to("meta")), {}),
+        (ValueError, "directions: expected one of 'both', 'rows', got 'columns'", (X,), {"directions": "columns"}),
+        (ValueError, "reduction: expected one of", (X,), {"reduction": "none"}),
+        (ValueError, "label_smoothing: expected", (X,), {"label_smoothing": 1.5}),
+        (TypeError, "label_smoothing: expected a number", (X,), {"label_smoothing": None}),
+    ],
+)
+def test_bad_arguments_are_named(error, message, arguments, options):
+    with pytest.raises(error, match=message):
+        pair_cross_entropy(*arguments, **options)
