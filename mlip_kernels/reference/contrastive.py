@@ -135,13 +135,9 @@ def token_maxima(
             kept.append(one)
 
     per_image, per_text = torch.cat(parts[0]), torch.cat(parts[1]).t().contiguous()
-    maps, values = (
-        [torch.cat(part) for part in pair] if kept else [image_share.new_empty(0, dtype=dtype) for dtype in dtypes]
-        for pair, kept, dtypes in (
-            (parts[2:4], keep_best, (index_dtype(text_count), index_dtype(image_count))),
-            (parts[4:], keep_maxima, (dtype, dtype)),
-        )
-    )
+    nothing = image_share.new_empty(0)
+    maps = [torch.cat(part) for part in parts[2:4]] if keep_best else [nothing.to(torch.uint8), nothing.to(torch.uint8)]
+    values = [torch.cat(part) for part in parts[4:]] if keep_maxima else [nothing, nothing.clone()]
     return per_image, per_text, *maps, *values  # type: ignore[return-value]
 
 
