@@ -3,6 +3,7 @@
 
 #include "bindings/cpu/threads.h"
 #include "cpu/contrastive/token_maxima.h"
+#include "cpu/contrastive/token_maxima_backward.h"
 
 namespace mlip::bindings {
 namespace {
@@ -89,7 +90,62 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
   return {per_image, per_text, best_text, best_image, text_maxima, image_maxima};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mlip_kernels, CPU, m) { m.impl("contrastive_token_maxima", TORCH_BOX(&token_maxima)); }
+cpu::TokenMap token_map(const char* name, const Tensor& map, int64_t batch, int64_t other_batch, int64_t count,
+                        int64_t found) {
+  check(name, map, {batch, other_batch, count}, index_type(found));
+  return {map.const_data_ptr(), index_bytes(found), map.stride(0), map.stride(1)};
+}
+
+Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_mean_, const Tensor& others_,
+                             const Optional& mask_, const Optional& other_mask_, const Tensor& share_,
+                             const Tensor& other_share_, const Tensor& best_other_, const Tensor& best_) {
+  STD_TORCH_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
+  const int64_t other_batch = others_.size(0), m = others_.size(1), channels = others_.size(2);
+  STD_TORCH_CHECK(share_.dim() == 2, "share: expected [B, N]");
+  const int64_t batch = share_.size(0), n = share_.size(1);
+  const ScalarType wide = accumulate_in(others_.scalar_type());
+  check_side("tokens", batch, n, mask_, share_, wide);
+  check_side("other_tokens", other_batch, m, other_mask_, other_share_, wide);
+  check("grad_mean", grad_mean_, {batch, other_batch}, wide);
+  check("grad_other_mean", grad_other_mean_, {other_batch, batch}, wide);
+
+  const auto dense = [](const Tensor& tensor) { return torch::stable::contiguous(tensor); };
+  const Tensor others = dense(others_), share = dense(share_), other_share = dense(other_share_);
+  const Tensor grad_mean = dense(grad_mean_), grad_other_mean = dense(grad_other_mean_);
+  const Optional mask = contiguous(mask_), other_mask = contiguous(other_mask_);
+  const Tensor best_other = with_unit_stride(best_other_), best = with_unit_stride(best_);
+  const cpu::TokenMap best_other_map = token_map("best_other", best_other, batch, other_batch, n, m);
+  const cpu::TokenMap best_map = token_map("best", best, batch, other_batch, m, n);
+  Tensor grad = torch::stable::new_empty(others, {batch, n, channels});
+
+  for_type(others.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = cpu::Accumulate<T>;
+    const cpu::TokenMaximaBackward<T> problem = {batch,
+                                                 n,
+                                                 other_batch,
+                                                 m,
+                                                 channels,
+                                                 data<A>(grad_mean),
+                                                 data<A>(grad_other_mean),
+                                                 data<T>(others),
+                                                 data_or_null<bool>(mask),
+                                                 data_or_null<bool>(other_mask),
+                                                 data<A>(share),
+                                                 data<A>(other_share),
+                                                 best_other_map,
+                                                 best_map,
+                                                 mutable_data<T>(grad)};
+    parallel_for(0, problem.tasks(), grain(other_batch * (n + m) * problem.SLICE),
+                 [&](int64_t begin, int64_t end) { cpu::token_maxima_backward(problem, begin, end); });
+  });
+  return grad;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mlip_kernels, CPU, m) {
+  m.impl("contrastive_token_maxima", TORCH_BOX(&token_maxima));
+  m.impl("contrastive_token_maxima_backward", TORCH_BOX(&token_maxima_backward));
+}
 
 }  // namespace
 }  // namespace mlip::bindings

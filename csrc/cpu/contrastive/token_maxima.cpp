@@ -98,7 +98,7 @@ template <typename T>
 void token_maxima_pack(const TokenMaxima<T>& problem, const TokenMaximaPlan& plan, const TokenMaximaBlock& block,
                        void* packed, int64_t begin, int64_t end) {
   void* shares = static_cast<char*>(packed) + plan.packed_elements() * plan.element_bytes;
-  Scratch room(size_t((plan.steps + plan.lanes) * plan.element_bytes));
+  Scratch room(size_t((plan.steps + plan.lanes) * plan.element_bytes), false);
   MLIP_CALL_BF16(T, pack_texts<T>, problem, plan.cut().texts, block.texts, packed, shares, room.as<void>(), begin, end);
 }
 
@@ -106,7 +106,7 @@ template <typename T>
 void token_maxima(const TokenMaxima<T>& problem, const TokenMaximaPlan& plan, const TokenMaximaBlock& block,
                   const void* packed, int64_t begin, int64_t end) {
   const void* shares = static_cast<const char*>(packed) + plan.packed_elements() * plan.element_bytes;
-  Scratch scratch(size_t(plan.scratch_bytes()));
+  Scratch scratch(size_t(plan.scratch_bytes()), false);
   MLIP_CALL_BF16(T, maxima<T>, problem, plan.cut(), block, packed, shares, scratch.as<void>(), begin, end);
 }
 
