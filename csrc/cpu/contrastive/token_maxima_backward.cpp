@@ -17,10 +17,12 @@ struct Term {
 template <typename T>
 struct BackwardCut {
   int64_t others;              // of the other side in a block: a slice of their tokens fits the second-level cache
-  int64_t members;             // b at a time, as many as read a block before the next one takes its place
+  int64_t members;             // b at a time, which read a block before the next one takes its place
   Term<Accumulate<T>>* terms;  // [members, others * (N + M)]
   int32_t* ends;               // [members, N + 1] of the terms of each destination
-  Accumulate<T>* sums;         // [members, N, D] where T is not what is accumulated in, else null
+  int32_t* places;             // [N + M] of a pair
+  Accumulate<T>* sums;         // [members, N, D], D rounded up to whole pairs of vectors
+  T* slice;                    // [others, M, SLICE]: far from each other, rows would share few places in the cache
 };
 
 }  // namespace mlip::cpu
@@ -31,31 +33,39 @@ struct BackwardCut {
 namespace mlip::cpu {
 namespace {
 
-constexpr int64_t OTHERS_BYTES = 512 << 10, TERMS_BYTES = 128 << 10, MOST_MEMBERS = 16;
+constexpr int64_t SLICE_BYTES = 256 << 10, TERMS_BYTES = 128 << 10, MOST_MEMBERS = 16;
+constexpr int64_t PAIR = 32;  // channels in two of the longest vectors
+
+int64_t between(int64_t least, int64_t number, int64_t most) { return std::max(least, std::min(number, most)); }
+
+template <typename T>
+void run(const TokenMaximaBackward<T>& problem, const BackwardCut<T>& cut, int64_t begin, int64_t end) {
+  MLIP_CALL(backward<T>, problem, cut, begin, end);
+}
 
 }  // namespace
 
 template <typename T>
-static void run(const TokenMaximaBackward<T>& problem, const BackwardCut<T>& cut, int64_t begin, int64_t end) {
-  MLIP_CALL(backward<T>, problem, cut, begin, end);
-}
-
-template <typename T>
 void token_maxima_backward(const TokenMaximaBackward<T>& problem, int64_t begin, int64_t end) {
   using A = Accumulate<T>;
-  const auto at_least_one = [](int64_t number, int64_t most) { return std::clamp(number, int64_t(1), most); };
-  const int64_t slice = std::min(problem.channels, problem.SLICE) * int64_t(sizeof(T));
+  const int64_t channels = (problem.channels + PAIR - 1) / PAIR * PAIR;
+  const int64_t other = problem.other_count * std::min(channels, problem.SLICE);
   BackwardCut<T> cut{};
-  cut.others = at_least_one(OTHERS_BYTES / (problem.other_count * slice), std::max(problem.other_batch, int64_t(1)));
+  cut.others = between(1, SLICE_BYTES / (other * int64_t(sizeof(T))), problem.other_batch);
   const int64_t terms = cut.others * (problem.count + problem.other_count);
-  cut.members = at_least_one(TERMS_BYTES / (terms * int64_t(sizeof(Term<A>))), std::min(problem.batch, MOST_MEMBERS));
+  const int64_t most = std::min(problem.batch, MOST_MEMBERS);
+  cut.members = between(1, TERMS_BYTES / (terms * int64_t(sizeof(Term<A>))), most);
+
   Scratch term_memory(size_t(cut.members * terms) * sizeof(Term<A>), false);
   Scratch end_memory(size_t(cut.members * (problem.count + 1)) * sizeof(int32_t), false);
-  const int64_t sums = std::is_same_v<T, A> ? 0 : cut.members * problem.count * problem.channels;
-  Scratch sum_memory(size_t(sums) * sizeof(A), false);
+  Scratch place_memory(size_t(problem.count + problem.other_count) * sizeof(int32_t), false);
+  Scratch sum_memory(size_t(cut.members * problem.count * channels) * sizeof(A), false);
+  Scratch slice_memory(size_t(cut.others * other) * sizeof(T), false);
   cut.terms = term_memory.as<Term<A>>();
   cut.ends = end_memory.as<int32_t>();
-  cut.sums = std::is_same_v<T, A> ? nullptr : sum_memory.as<A>();
+  cut.places = place_memory.as<int32_t>();
+  cut.sums = sum_memory.as<A>();
+  cut.slice = slice_memory.as<T>();
   run(problem, cut, begin, end);
 }
 
