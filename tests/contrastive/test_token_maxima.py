@@ -1,4 +1,4 @@
-"""The registered primitives of the contrastive family: against their reference, traced, exported, transformed."""
+"""The registered primitives of the contrastive family: operators as such, traced, exported, transformed."""
 
 import pytest
 import torch

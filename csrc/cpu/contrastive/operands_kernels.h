@@ -64,21 +64,32 @@ MLIP_FORCED void pack_token(const T* token, int64_t channels, int64_t stride, El
   for (int64_t k = 0; k < steps; ++k) to[k * stride] = from[k];
 }
 
+// Steps whose products are added up in registers before they reach the similarity: sums of sums round less than one
+// long sum, and 256 channels of a row tile and its strips fit the first-level cache.
+template <typename T>
+constexpr int64_t RUN = 256 / Operand<T>::CHANNELS;
+
 // similarity[v][r] = <row r, column strip v>, vectors of LANES columns; strips of the result lie `stride` apart.
 template <typename T, int V, int R>
 static void similarities(const Element<T>* rows, const Element<T>* strips, int64_t steps, Accumulate<T>* similarity,
                          int64_t stride) {
   using A = Accumulate<T>;
-  Vector<A> sums[R][V] = {};
-  for (int64_t k = 0; k < steps; ++k) {
-    MLIP_FULLY_UNROLLED for (int r = 0; r < R; ++r) {
-      MLIP_FULLY_UNROLLED for (int v = 0; v < V; ++v) {
-        multiply_add(sums[r][v], rows[k * R + r], strips + (v * steps + k) * LANES<A>);
+  for (int64_t begin = 0; begin < steps; begin += RUN<T>) {
+    const int64_t end = begin + RUN<T> < steps ? begin + RUN<T> : steps;
+    Vector<A> sums[R][V] = {};
+    for (int64_t k = begin; k < end; ++k) {
+      MLIP_FULLY_UNROLLED for (int r = 0; r < R; ++r) {
+        MLIP_FULLY_UNROLLED for (int v = 0; v < V; ++v) {
+          multiply_add(sums[r][v], rows[k * R + r], strips + (v * steps + k) * LANES<A>);
+        }
       }
     }
-  }
-  MLIP_FULLY_UNROLLED for (int r = 0; r < R; ++r) {
-    MLIP_FULLY_UNROLLED for (int v = 0; v < V; ++v) store(similarity + v * stride + r * LANES<A>, sums[r][v]);
+    MLIP_FULLY_UNROLLED for (int r = 0; r < R; ++r) {
+      MLIP_FULLY_UNROLLED for (int v = 0; v < V; ++v) {
+        A* to = similarity + v * stride + r * LANES<A>;
+        store(to, begin == 0 ? sums[r][v] : load(to) + sums[r][v]);
+      }
+    }
   }
 }
 

@@ -11,8 +11,8 @@
 // terms of an image with a few texts, whose tokens fit that cache, are listed by destination; then each destination
 // reads the tokens of its list, a slice of channels at a time, with its sums in registers.
 //
-// Each row is written by one thread, which adds its terms in ascending order of c, then of the list: the bits do not
-// depend on the number of threads.
+// Each row is written by one thread, which adds the terms of each few texts, then their sums, in an order that follows
+// from the shapes alone: the bits do not depend on the number of threads.
 #pragma once
 #include <cstdint>
 

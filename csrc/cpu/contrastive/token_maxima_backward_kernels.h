@@ -93,25 +93,30 @@ static inline __attribute__((always_inline)) void store_pair(BFloat16* to, const
   std::memcpy(to, &both, sizeof both);
 }
 
+constexpr int64_t RUN = 32;  // terms added up before they reach the running sum: sums of sums round less than long ones
+
 // sums += coefficient times token for all terms, P pairs of vectors. Tokens lie `stride` apart.
 template <int P, typename T, typename A = Accumulate<T>>
 static inline void add_terms(const Term<A>* begin, const Term<A>* end, const T* tokens, int64_t stride, A* sums) {
-  Vector<A> sum[2 * P];
+  while (begin != end) {
+    const Term<A>* run_end = end - begin > RUN ? begin + RUN : end;
+    Vector<A> sum[2 * P];
 #pragma GCC unroll 8
-  for (int v = 0; v < 2 * P; ++v) sum[v] = load(sums + v * LANES<A>);
-  for (const Term<A>* term = begin; term != end; ++term) {
-    const Vector<A> coefficient = broadcast(term->coefficient);
-    const T* token = tokens + term->row * stride;
+    for (int v = 0; v < 2 * P; ++v) sum[v] = Vector<A>{};
+    for (; begin != run_end; ++begin) {
+      const Vector<A> coefficient = broadcast(begin->coefficient);
+      const T* token = tokens + begin->row * stride;
 #pragma GCC unroll 8
-    for (int i = 0; i < P; ++i) {
-      Vector<A> pair[2];
-      load_pair(token + 2 * i * LANES<A>, pair);
-      sum[2 * i] += coefficient * pair[0];
-      sum[2 * i + 1] += coefficient * pair[1];
+      for (int i = 0; i < P; ++i) {
+        Vector<A> pair[2];
+        load_pair(token + 2 * i * LANES<A>, pair);
+        sum[2 * i] += coefficient * pair[0];
+        sum[2 * i + 1] += coefficient * pair[1];
+      }
     }
-  }
 #pragma GCC unroll 8
-  for (int v = 0; v < 2 * P; ++v) store(sums + v * LANES<A>, sum[v]);
+    for (int v = 0; v < 2 * P; ++v) store(sums + v * LANES<A>, load(sums + v * LANES<A>) + sum[v]);
+  }
 }
 
 // Channels first <= d < last of `rows` tokens side by side, with zeros up to `stride` channels.

@@ -108,14 +108,13 @@ MLIP_FORCED A mean(const A* share, const A* maxima, int64_t real) {
   return sum<A>(total + (lane_numbers<A>() < Integer<A>(real - k) ? last : Vector<A>{}));
 }
 
-// The sum of what `reduce_columns` multiplied by 0.
+// Whether all similarities are finite in the strips that columns first <= c < last touch, by the sums of what
+// `reduce_columns` multiplied by 0. The whole strips: `reduce_rows` adds -inf to the columns of neighbours.
 template <typename A>
-MLIP_FORCED bool all_finite(const A* zeros, int64_t real) {
+MLIP_FORCED bool all_finite(const A* zeros, int64_t first, int64_t last) {
   Vector<A> total = {};
-  int64_t k = 0;
-  for (; k + LANES<A> <= real; k += LANES<A>) total += load(zeros + k);
-  const Vector<A> last = load(zeros + k);
-  return sum<A>(total + (lane_numbers<A>() < Integer<A>(real - k) ? last : Vector<A>{})) == 0;
+  for (int64_t k = first / LANES<A> * LANES<A>; k < last; k += LANES<A>) total += load(zeros + k);
+  return sum<A>(total) == 0;
 }
 
 // What the real tokens of one side found on the other.
@@ -205,8 +204,8 @@ static void maxima(const TokenMaxima<T>& p, const TokenMaximaCut& cut, const Tok
       }
       for (int64_t b = images.first; b < images.last; ++b) {
         const int64_t row = cut.images.first[b] - images.start, height = real_of(cut.images, b);
-        const int64_t at = (b - images.first) * columns + first;
-        if (height > 0 && last > first && !all_finite(zeros + at, last - first)) {
+        const int64_t row_at = (b - images.first) * columns, at = row_at + first;
+        if (height > 0 && last > first && !all_finite(zeros + row_at, first, last)) {
           reduce_any(tile + row * L, stride, height, first, last, row_maxima + row, best_columns + row,
                      column_maxima + at, best_rows + at);
         }
