@@ -147,6 +147,18 @@ def test_gradients_are_as_accurate_as_those_of_the_reference(shape, dtype, mask)
             assert (actual[~given[3]] == 0).all()
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_exact_gradients_are_those_of_the_reference(dtype, mask):
+    """Small integers and eighths as coefficients: every sum is exact until it is rounded to the dtype of the tokens."""
+    arguments = problem(3, 9, 4, 21, 70, dtype=dtype, mask=mask)
+    arguments[4:] = [(share > 0).to(share.dtype) / 8 for share in arguments[4:]]
+    for given in backward_arguments(arguments, *FORWARD(*arguments, True, False)[2:4]):
+        given = ((given[0] * 2).round(), (given[1] * 2).round(), *given[2:])
+        expected = reference.token_maxima_backward(*double(given)).to(dtype)
+        assert_identical(BACKWARD(*given), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_indices_beyond_16_bits(dtype):
     arguments = problem(1, 2, 1, 2**15 + 1, 3, dtype=dtype, mask="none")
