@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CAPABILITIES = {0: "default", 1: "avx2", 2: "avx512"}
+CAPABILITIES = {0: "default", 1: "avx2", 2: "avx512", 3: "avx512_bf16"}
 VARIABLES = (
     "CUDA_HOME",
     "CUDA_PATH",

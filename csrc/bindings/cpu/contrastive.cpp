@@ -1,0 +1,151 @@
+// Contrastive family, CPU key: checks, allocation, threads. The kernels themselves do not know torch.
+#include <tuple>
+
+#include "bindings/cpu/threads.h"
+#include "cpu/contrastive/token_maxima.h"
+#include "cpu/contrastive/token_maxima_backward.h"
+
+namespace mlip::bindings {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+// The smallest integer that holds the index of one of `count` tokens: `index_dtype` in mlip_kernels.reference.
+ScalarType index_type(int64_t count) {
+  return count <= 256 ? ScalarType::Byte : count <= 32768 ? ScalarType::Short : ScalarType::Int;
+}
+
+int index_bytes(int64_t count) { return count <= 256 ? 1 : count <= 32768 ? 2 : 4; }
+
+void check_side(const char* name, int64_t batch, int64_t count, const Optional& mask, const Tensor& share,
+                ScalarType wide) {
+  STD_TORCH_CHECK(count >= 1, name, ": expected at least one token");
+  if (mask) check("mask", *mask, {batch, count}, ScalarType::Bool);
+  check("share", share, {batch, count}, wide);
+}
+
+template <typename T>
+cpu::Tokens<T> tokens(const Tensor& values, const Optional& mask, const Tensor& share) {
+  return {values.size(0),
+          values.size(1),
+          data<T>(values),
+          values.stride(0),
+          values.stride(1),
+          data_or_null<bool>(mask),
+          data<cpu::Accumulate<T>>(share)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
+    const Tensor& images_, const Tensor& texts_, const Optional& image_mask_, const Optional& text_mask_,
+    const Tensor& image_share_, const Tensor& text_share_, bool keep_best, bool keep_maxima) {
+  STD_TORCH_CHECK(images_.dim() == 3, "image_tokens: expected [B, N, D]");
+  const int64_t batch = images_.size(0), n = images_.size(1), channels = images_.size(2);
+  STD_TORCH_CHECK(texts_.dim() == 3, "text_tokens: expected [C, M, D]");
+  const int64_t text_batch = texts_.size(0), m = texts_.size(1);
+  check("text_tokens", texts_, {text_batch, m, channels}, images_.scalar_type());
+  STD_TORCH_CHECK(channels >= 1, "image_tokens: expected at least one channel");
+  const ScalarType wide = accumulate_in(images_.scalar_type());
+  check_side("image_tokens", batch, n, image_mask_, image_share_, wide);
+  check_side("text_tokens", text_batch, m, text_mask_, text_share_, wide);
+
+  const Tensor images = with_unit_stride(images_), texts = with_unit_stride(texts_);
+  const Optional image_mask = contiguous(image_mask_), text_mask = contiguous(text_mask_);
+  const Tensor image_share = torch::stable::contiguous(image_share_);
+  const Tensor text_share = torch::stable::contiguous(text_share_);
+  const auto kept = [&](bool wanted, int64_t count, ScalarType type) {
+    return wanted ? torch::stable::new_empty(images, {batch, text_batch, count}, type)
+                  : torch::stable::new_empty(images, {0}, type);
+  };
+  Tensor per_image = torch::stable::new_empty(images, {batch, text_batch}, wide);
+  Tensor per_text = torch::stable::new_empty(images, {text_batch, batch}, wide);
+  Tensor best_text = kept(keep_best, n, keep_best ? index_type(m) : ScalarType::Byte);
+  Tensor best_image = kept(keep_best, m, keep_best ? index_type(n) : ScalarType::Byte);
+  Tensor text_maxima = kept(keep_maxima, n, wide), image_maxima = kept(keep_maxima, m, wide);
+
+  for_type(images.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = cpu::Accumulate<T>;
+    const cpu::TokenMaxima<T> problem = {channels,
+                                         tokens<T>(images, image_mask, image_share),
+                                         tokens<T>(texts, text_mask, text_share),
+                                         mutable_data<A>(per_image),
+                                         mutable_data<A>(per_text),
+                                         keep_best ? mutable_data<void>(best_text) : nullptr,
+                                         keep_best ? mutable_data<void>(best_image) : nullptr,
+                                         keep_maxima ? mutable_data<A>(text_maxima) : nullptr,
+                                         keep_maxima ? mutable_data<A>(image_maxima) : nullptr,
+                                         index_bytes(m),
+                                         index_bytes(n)};
+    const cpu::TokenMaximaPlan plan = cpu::token_maxima_plan(problem);
+    Tensor packed = torch::stable::new_empty(images, {plan.packed_bytes()}, ScalarType::Byte);
+    for (const cpu::TokenMaximaBlock& block : plan.blocks) {
+      parallel_for(0, block.text_groups, grain(plan.most_columns * channels), [&](int64_t begin, int64_t end) {
+        cpu::token_maxima_pack(problem, plan, block, packed.mutable_data_ptr(), begin, end);
+      });
+      parallel_for(0, block.tasks(), grain(plan.most_rows * plan.most_columns), [&](int64_t begin, int64_t end) {
+        cpu::token_maxima(problem, plan, block, packed.const_data_ptr(), begin, end);
+      });
+    }
+  });
+  return {per_image, per_text, best_text, best_image, text_maxima, image_maxima};
+}
+
+cpu::TokenMap token_map(const char* name, const Tensor& map, int64_t batch, int64_t other_batch, int64_t count,
+                        int64_t found) {
+  check(name, map, {batch, other_batch, count}, index_type(found));
+  return {map.const_data_ptr(), index_bytes(found), map.stride(0), map.stride(1)};
+}
+
+Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_mean_, const Tensor& others_,
+                             const Optional& mask_, const Optional& other_mask_, const Tensor& share_,
+                             const Tensor& other_share_, const Tensor& best_other_, const Tensor& best_) {
+  STD_TORCH_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
+  const int64_t other_batch = others_.size(0), m = others_.size(1), channels = others_.size(2);
+  STD_TORCH_CHECK(share_.dim() == 2, "share: expected [B, N]");
+  const int64_t batch = share_.size(0), n = share_.size(1);
+  const ScalarType wide = accumulate_in(others_.scalar_type());
+  check_side("tokens", batch, n, mask_, share_, wide);
+  check_side("other_tokens", other_batch, m, other_mask_, other_share_, wide);
+  check("grad_mean", grad_mean_, {batch, other_batch}, wide);
+  check("grad_other_mean", grad_other_mean_, {other_batch, batch}, wide);
+
+  const auto dense = [](const Tensor& tensor) { return torch::stable::contiguous(tensor); };
+  const Tensor others = dense(others_), share = dense(share_), other_share = dense(other_share_);
+  const Tensor grad_mean = dense(grad_mean_), grad_other_mean = dense(grad_other_mean_);
+  const Optional mask = contiguous(mask_), other_mask = contiguous(other_mask_);
+  const Tensor best_other = with_unit_stride(best_other_), best = with_unit_stride(best_);
+  const cpu::TokenMap best_other_map = token_map("best_other", best_other, batch, other_batch, n, m);
+  const cpu::TokenMap best_map = token_map("best", best, batch, other_batch, m, n);
+  Tensor grad = torch::stable::new_empty(others, {batch, n, channels});
+
+  for_type(others.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = cpu::Accumulate<T>;
+    const cpu::TokenMaximaBackward<T> problem = {batch,
+                                                 n,
+                                                 other_batch,
+                                                 m,
+                                                 channels,
+                                                 data<A>(grad_mean),
+                                                 data<A>(grad_other_mean),
+                                                 data<T>(others),
+                                                 data_or_null<bool>(mask),
+                                                 data_or_null<bool>(other_mask),
+                                                 data<A>(share),
+                                                 data<A>(other_share),
+                                                 best_other_map,
+                                                 best_map,
+                                                 mutable_data<T>(grad)};
+    parallel_for(0, problem.tasks(), grain(other_batch * (n + m) * problem.SLICE),
+                 [&](int64_t begin, int64_t end) { cpu::token_maxima_backward(problem, begin, end); });
+  });
+  return grad;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mlip_kernels, CPU, m) {
+  m.impl("contrastive_token_maxima", TORCH_BOX(&token_maxima));
+  m.impl("contrastive_token_maxima_backward", TORCH_BOX(&token_maxima_backward));
+}
+
+}  // namespace
+}  // namespace mlip::bindings
