@@ -154,7 +154,7 @@ def bytes_kept(rank, ranks, gather):
     try:
         loss = TokenContrastiveLoss(rank=rank, world_size=ranks, gather=gather)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            value = loss(image, text.clone().requires_grad_(), *ends)
+            value = loss(image.clone().requires_grad_(), text.clone().requires_grad_(), *ends)
         forward = max(alive)
         value.backward()
     finally:
