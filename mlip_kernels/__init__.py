@@ -27,7 +27,7 @@ __all__ = [
 
 try:
     from mlip_kernels._library import use_reference
-    from mlip_kernels.ops.contrastive import token_logits
+    from mlip_kernels.ops.contrastive import pair_cross_entropy, token_logits
     from mlip_kernels.ops.merging import (
         MergePlan,
         keep_rate_schedule,
@@ -39,7 +39,6 @@ try:
         token_counts,
         weighted_mean,
     )
-    from mlip_kernels.ops.pair_cross_entropy import pair_cross_entropy
     from mlip_kernels.ops.spectral import (
         amplitude_phase,
         band_energy,

@@ -10,7 +10,7 @@ from torch import Tensor
 from mlip_kernels.nn.losses.gather import all_gather
 from mlip_kernels.nn.losses.paired import PairedLoss, check_no_horovod
 from mlip_kernels.ops.arguments import check_number
-from mlip_kernels.ops.pair_cross_entropy import pair_cross_entropy
+from mlip_kernels.ops.contrastive import pair_cross_entropy
 
 
 class ClipLoss(PairedLoss):

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from mlip_kernels._library import define, differentiate, reference_requested
 from mlip_kernels.ops.arguments import check_choice, check_number, check_same_device, check_shape, check_tensor
+from mlip_kernels.reference.contrastive.pair_cross_entropy import pair_cross_entropy as reference_pair_cross_entropy
+from mlip_kernels.reference.contrastive.pair_cross_entropy import (
+    pair_cross_entropy_and_terms,
+    pair_cross_entropy_backward,
+)
 from mlip_kernels.reference.merging.weighted_mean import accumulation_dtype
-from mlip_kernels.reference.pair_cross_entropy import pair_cross_entropy as reference_pair_cross_entropy
-from mlip_kernels.reference.pair_cross_entropy import pair_cross_entropy_and_terms, pair_cross_entropy_backward
 
 
 def pair_cross_entropy(
