@@ -239,6 +239,19 @@ def test_a_pair_does_not_depend_on_the_batch_around_it(dtype):
     assert_identical(part[1], whole[1][21:24, 3:5].contiguous())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_padding_changes_nothing(dtype):
+    images, texts, *_ = problem(3, 20, 5, 40, 65, dtype=dtype, integers=False)
+    mask = (torch.arange(40) < 23).expand(5, 40)
+    shares = [reference.shares(images, None, None), reference.shares(texts, mask, None)]
+    padded = FORWARD(images, texts, None, mask, *shares, True, True)
+    texts, shares[1] = texts[:, :23], shares[1][:, :23]
+    short = FORWARD(images, texts, None, None, *shares, True, True)
+    for position, expected in enumerate(short):
+        actual = padded[position]
+        assert_identical(actual[..., :23].contiguous() if position in (3, 5) else actual, expected)
+
+
 @pytest.mark.skipif(LOADED["cpu"] != "ok", reason="needs the compiled CPU part: the reference checks less")
 def test_a_direct_call_cannot_read_outside_its_tensors():
     arguments = problem(2, 3, 4, 5, 6)

@@ -3,7 +3,7 @@
 // A column strip is LANES tokens side by side, [steps][LANES]: a vector per step. A row tile is R tokens,
 // [steps][R]: the kernel broadcasts one element at a time. A step is one channel, or the two channels that one
 // instruction multiplies and adds where MLIP_BF16_DOT says that bfloat16 has it. Half precision is widened while it is
-// packed: its products are exact in float, and so is everything that is computed from them.
+// packed: its products are exact in float. The instruction takes subnormal numbers as 0.
 
 #define MLIP_FULLY_UNROLLED _Pragma("GCC unroll 32")
 #define MLIP_FORCED static inline __attribute__((always_inline))

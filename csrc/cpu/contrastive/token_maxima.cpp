@@ -14,8 +14,8 @@
 namespace mlip::cpu {
 namespace {
 
-// Of the second-level cache, which is 1 MiB on many processors: half for similarities, a quarter for rows. The packed
-// columns of a block stay in the last-level cache.
+// The second-level cache, 1 MiB on many processors, is to hold a tile of similarities and the packed rows; the
+// last-level cache the packed columns of a block.
 constexpr int64_t TILE_BYTES = 384 << 10, ROW_BYTES = 256 << 10, BLOCK_BYTES = 16 << 20;
 constexpr int64_t MOST_ROWS = 128, MOST_IMAGES = 16;
 

@@ -131,8 +131,7 @@ static void write_pair(const TokenMaxima<T>& p, const TokenMaximaCut& cut, int64
   const int64_t n = p.images.count, m = p.texts.count, pair = b * p.texts.batch + c;
   const int32_t* image_place = cut.images.place + cut.images.first[b];
   const int32_t* text_place = cut.texts.place + cut.texts.first[c];
-  int64_t rows = cut.images.first[b + 1] - cut.images.first[b];
-  int64_t columns = cut.texts.first[c + 1] - cut.texts.first[c];
+  int64_t rows = real_of(cut.images, b), columns = real_of(cut.texts, c);
   if (rows == 0 || columns == 0) rows = columns = 0;  // nothing to be found on one side: zeros on both
   p.per_image[pair] = mean(by_image.share, by_image.maxima, rows);
   p.per_text[c * p.images.batch + b] = mean(by_text.share, by_text.maxima, columns);

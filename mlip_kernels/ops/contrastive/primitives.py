@@ -17,6 +17,7 @@ Why they are cut like this:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from mlip_kernels.reference import contrastive as reference
 from mlip_kernels.reference.contrastive import Maxima, index_dtype
 
 
-def token_maxima() -> Any:
+def token_maxima() -> Callable[..., Maxima] | None:
     """The registered operator, or plain PyTorch (None) where it was asked for or a function transform needs it."""
     plain = reference_requested() or torch._C._are_functorch_transforms_active()
     return None if plain else _token_maxima
