@@ -29,7 +29,7 @@ from mlip_kernels.reference.contrastive import Maxima, index_dtype
 
 def token_maxima() -> Any:
     """The registered operator, or plain PyTorch (None) where it was asked for or a function transform needs it."""
-    plain = reference_requested() or torch._C._functorch.peek_interpreter_stack() is not None
+    plain = reference_requested() or torch._C._are_functorch_transforms_active()
     return None if plain else _token_maxima
 
 
@@ -84,6 +84,7 @@ _token_maxima = define(
     " Tensor text_maxima, Tensor image_maxima)",
     reference=reference.token_maxima,
     fake=_fake_token_maxima,
+    triton="mlip_kernels.triton.contrastive.token_maxima:token_maxima",
 )
 _token_maxima_backward = define(
     "contrastive_token_maxima_backward(Tensor grad_mean, Tensor grad_other_mean, Tensor other_tokens, Tensor? mask,"
