@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mlip_kernels.reference import contrastive as reference
-from mlip_kernels.testing import assert_as_accurate, assert_identical, permuted
+from mlip_kernels.testing import assert_as_accurate
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default
 BACKWARD = torch.ops.mlip_kernels.contrastive_token_maxima_backward.default
@@ -93,3 +93,34 @@ def test_winners_are_those_of_the_reference(cuda, shape, dtype, masked):
     arguments = problem(*shape, dtype=dtype, masked=masked)
     assert_same_maxima(forward(cuda, arguments), arguments)
     assert cuda.operators == ["contrastive_token_maxima"]
+
+
+def backward_arguments(arguments, best_text, best_image):
+    """Arguments of the backward operator, for the images and for the texts."""
+    images, texts, image_mask, text_mask, image_share, text_share = arguments
+    random = torch.Generator().manual_seed(1)
+    to_images, to_texts = (torch.randn(shape, generator=random) for shape in ((len(images), len(texts)),) * 2)
+    to_texts = to_texts.t()
+    own = (to_images, to_texts, texts, image_mask, text_mask, image_share, text_share, best_text, best_image)
+    maps = best_image.transpose(0, 1), best_text.transpose(0, 1)
+    return own, (to_texts, to_images, images, text_mask, image_mask, text_share, image_share, *maps)
+
+
+def backward(cuda, arguments):
+    with cuda:
+        return BACKWARD(*(None if t is None else cuda.put(t) for t in arguments)).cpu()
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("shape", [ODD, MANY_ROWS], ids=str)
+@on((80, SINGLE), (80, HALF), (90, BRAIN))
+def test_gradients_are_as_accurate_as_those_of_the_reference(cuda, shape, dtype, masked):
+    arguments = problem(*shape, dtype=dtype, masked=masked, integers=False)
+    maps = reference.token_maxima(*arguments, True, False)[2:4]
+    for given in backward_arguments(arguments, *maps):
+        actual = backward(cuda, given)
+        assert_as_accurate(
+            actual, reference.token_maxima_backward(*given), reference.token_maxima_backward(*double(given))
+        )
+        if masked:
+            assert not actual[~given[3]].any()

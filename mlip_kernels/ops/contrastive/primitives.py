@@ -91,6 +91,7 @@ _token_maxima_backward = define(
     " Tensor? other_mask, Tensor share, Tensor other_share, Tensor best_other, Tensor best) -> Tensor grad_tokens",
     reference=reference.token_maxima_backward,
     fake=_fake_token_maxima_backward,
+    triton="mlip_kernels.triton.contrastive.token_maxima_backward:token_maxima_backward",
 )
 
 
