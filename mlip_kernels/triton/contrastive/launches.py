@@ -43,3 +43,8 @@ def with_unit_stride(tokens: Tensor) -> Tensor:
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
+
+
+def span(tensor: Tensor, *sizes: int) -> int:
+    """How far apart elements of a tile lie that has ``sizes`` of the first dimensions and all of the others."""
+    return sum(size * stride for size, stride in zip((*sizes, *tensor.shape[len(sizes) :]), tensor.stride(), strict=True))

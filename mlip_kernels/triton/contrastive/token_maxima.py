@@ -32,12 +32,12 @@ import triton.language as tl
 from torch import Tensor
 
 from mlip_kernels.reference.contrastive import Maxima, index_dtype
-from mlip_kernels.triton.contrastive.launches import columns_of, contiguous, lengths, rows_of, with_unit_stride
+from mlip_kernels.triton.contrastive.launches import columns_of, contiguous, lengths, rows_of, span, with_unit_stride
 from mlip_kernels.triton.spectral.products import multiply
 
 COLUMNS = 128  # tokens of texts in a tile
 IMAGES_TOGETHER = 16
-NUM_WARPS = 4
+NUM_WARPS = 8
 
 
 @triton.jit
@@ -92,25 +92,36 @@ def contrastive_token_maxima_kernel(
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TOGETHER: tl.constexpr,
+    WIDE: tl.constexpr,  # whether offsets inside a tile take 64 bits
 ):
     groups = tl.cdiv(C, TEXTS)
     first_image = tl.program_id(0) // (TOGETHER * groups) * TOGETHER
     place = tl.program_id(0) % (TOGETHER * groups)
     together = tl.minimum(TOGETHER, B - first_image)
     b = (first_image + place % together).to(tl.int64)
-    first_text = place // together * TEXTS
+    first_text = (place // together * TEXTS).to(tl.int64)
 
-    c = (first_text + tl.arange(0, TEXTS)).to(tl.int64)
+    # Bases take 64 bits, and offsets from them 32: those of a whole tile would take most of the registers.
+    images += b * image_batch
+    texts += first_text * text_batch
+    text_share += first_text * M
+    to_image = (b * C + first_text) * N
+    to_text = (b * C + first_text) * M
+    sets = (C - first_text).to(tl.int32)
+    c = tl.arange(0, TEXTS)
     column = tl.arange(0, TEXTS * WIDTH)
-    column_text = (first_text + column // WIDTH).to(tl.int64)
+    text = column // WIDTH
+    token = tl.arange(0, ROWS)
+    if WIDE:
+        text, token = text.to(tl.int64), token.to(tl.int64)
 
     row_limit = N
     column_limit = M
-    nothing = c >= C
+    nothing = c >= sets
     if image_mask is not None:
         row_limit = tl.load(image_length + b)
     if text_mask is not None:
-        length = tl.load(text_length + c, mask=c < C, other=0)
+        length = tl.load(text_length + first_text + c, mask=c < sets, other=0)
         column_limit = tl.max(length, 0)
         nothing = length == 0
 
@@ -130,18 +141,18 @@ def contrastive_token_maxima_kernel(
         winner = tl.zeros((ROWS, TEXTS), tl.int32)
         for first_column in range(0, column_limit, WIDTH):
             m = first_column + column % WIDTH
-            there = (m < M) & (column_text < C)
+            there = (m < M) & (text < sets)
             real = there
             if text_mask is not None:
-                real = tl.load(text_mask + column_text * M + m, mask=there, other=0) != 0
+                real = tl.load(text_mask + first_text * M + (text * M + m), mask=there, other=0) != 0
 
             similarity = none
             for first_channel in range(0, D, BLOCK_D):
                 d = first_channel + tl.arange(0, BLOCK_D)
-                at = images + b * image_batch + n.to(tl.int64)[:, None] * image_token + d[None, :]
-                left = tl.load(at, mask=row[:, None] & (d < D)[None, :], other=0.0)
-                at = texts + (column_text * text_batch + m.to(tl.int64) * text_token)[None, :] + d[:, None]
-                right = tl.load(at, mask=real[None, :] & (d < D)[:, None], other=0.0)
+                at = (token * image_token)[:, None] + d[None, :]
+                left = tl.load(images + first_row.to(tl.int64) * image_token + at, mask=row[:, None] & (d < D)[None, :], other=0.0)
+                at = (text * text_batch + column % WIDTH * text_token)[None, :] + d[:, None]
+                right = tl.load(texts + first_column.to(tl.int64) * text_token + at, mask=real[None, :] & (d < D)[:, None], other=0.0)
                 similarity += multiply(left, right, none, True) if EXACT else tl.dot(left, right, none)
             similarity = tl.where(row[:, None] & real[None, :], similarity, float("-inf"))
 
@@ -154,38 +165,38 @@ def contrastive_token_maxima_kernel(
             best = tl.where(better, found, best)
 
             found = tl.reduce(similarity, 0, _larger)
-            to = (b * C + column_text) * M + m
+            to = text * M + m
             if KEEP_BEST:
                 first = _first_of(similarity, found[None, :], n[:, None], 0)
             if SEVERAL:
-                before = tl.load(image_maxima + to, mask=there & (first_row > 0), other=float("-inf"))
+                before = tl.load(image_maxima + to_text + to, mask=there & (first_row > 0), other=float("-inf"))
                 better = _beats(found, before) | (first_row == 0)
                 found = tl.where(better, found, before)
                 if KEEP_BEST:
                     first = tl.where(
-                        better, first, tl.load(best_image + to, mask=there & ~better, other=0).to(tl.int32)
+                        better, first, tl.load(best_image + to_text + to, mask=there & ~better, other=0).to(tl.int32)
                     )
             found = tl.where(real | ~last, found, 0.0)
             if KEEP_BEST:
-                tl.store(best_image + to, first.to(best_image.dtype.element_ty), mask=there)
+                tl.store(best_image + to_text + to, first.to(best_image.dtype.element_ty), mask=there)
             if KEEP_MAXIMA or SEVERAL:
-                tl.store(image_maxima + to, found, mask=there)
-            term = found * tl.load(text_share + column_text * M + m, mask=real & last, other=0.0)
+                tl.store(image_maxima + to_text + to, found, mask=there)
+            term = found * tl.load(text_share + to, mask=real & last, other=0.0)
             term = tl.where(real & last, term, 0.0)
             text_mean += tl.sum(tl.reshape(term, (TEXTS, WIDTH)), 1)
 
         best = tl.where(row[:, None] & ~nothing[None, :], best, 0.0)
-        to = (b * C + c)[None, :] * N + n[:, None]
-        stored = (n < N)[:, None] & (c < C)[None, :]
+        to = c[None, :] * N + n[:, None]
+        stored = (n < N)[:, None] & (c < sets)[None, :]
         if KEEP_BEST:
-            tl.store(best_text + to, winner.to(best_text.dtype.element_ty), mask=stored)
+            tl.store(best_text + to_image + to, winner.to(best_text.dtype.element_ty), mask=stored)
         if KEEP_MAXIMA:
-            tl.store(text_maxima + to, best, mask=stored)
+            tl.store(text_maxima + to_image + to, best, mask=stored)
         share = tl.load(image_share + b * N + n, mask=row, other=0.0)
         image_mean += tl.sum(tl.where(row[:, None], share[:, None] * best, 0.0), 0)
 
-    tl.store(per_image + b * C + c, image_mean, mask=c < C)
-    tl.store(per_text + c * B + b, text_mean, mask=c < C)
+    tl.store(per_image + b * C + first_text + c, image_mean, mask=c < sets)
+    tl.store(per_text + (first_text + c) * B + b, text_mean, mask=c < sets)
 
 
 def token_maxima(
@@ -252,8 +263,9 @@ def token_maxima(
             ROWS=rows,
             TEXTS=texts,
             WIDTH=width,
-            BLOCK_D=32 if exact else 64,
+            BLOCK_D=32 if channels * images.element_size() % 16 == 0 else 16,
             TOGETHER=IMAGES_TOGETHER,
+            WIDE=max(span(images, 1, rows), span(others, texts, width)) >= 2**31,
             num_warps=NUM_WARPS,
             num_stages=2,
             maxnreg=255,

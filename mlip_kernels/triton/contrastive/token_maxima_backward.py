@@ -24,16 +24,17 @@ cores rounds towards zero.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlip_kernels.triton.contrastive.launches import columns_of, contiguous, lengths, rows_of, with_unit_stride
+from mlip_kernels.triton.contrastive.launches import columns_of, contiguous, lengths, rows_of, span, with_unit_stride
 from mlip_kernels.triton.spectral.products import multiply
 
 COLUMNS = 64  # tokens of the other side in a tile
 BLOCK_D = 128
-NUM_WARPS = 4
+NUM_WARPS = 8
 
 
 @triton.jit
@@ -78,6 +79,7 @@ def contrastive_token_maxima_backward_kernel(
     SETS: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,  # whether offsets inside a tile take 64 bits
 ):
     row_blocks = tl.cdiv(N, ROWS)
     b = (tl.program_id(0) // row_blocks).to(tl.int64)
@@ -85,6 +87,15 @@ def contrastive_token_maxima_backward_kernel(
     n = first_row + tl.arange(0, ROWS)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     column = tl.arange(0, SETS * WIDTH)
+    c = tl.arange(0, SETS)
+    set_of = column // WIDTH
+    if WIDE:
+        n, c, column, set_of = n.to(tl.int64), c.to(tl.int64), column.to(tl.int64), set_of.to(tl.int64)
+    # Bases take 64 bits, and offsets from them 32: those of a whole tile would take most of the registers.
+    best_other += b * best_other_strides[0]
+    best += b * best_strides[0]
+    grad_mean += b * mean_strides[0]
+    grad_other_mean += b * other_mean_strides[1]
 
     row = n < N
     walk = C
@@ -95,30 +106,28 @@ def contrastive_token_maxima_backward_kernel(
     none = tl.zeros((ROWS, BLOCK_D), tl.float32)
     total = none
     for first_set in range(0, walk, SETS):
-        c = (first_set + tl.arange(0, SETS)).to(tl.int64)
-        column_set = (first_set + column // WIDTH).to(tl.int64)
+        sets = C - first_set
+        first = first_set.to(tl.int64)
         column_limit = M
         if other_mask is not None:
-            column_limit = tl.max(tl.load(other_length + c, mask=c < C, other=0), 0)
+            column_limit = tl.max(tl.load(other_length + first + c, mask=c < sets, other=0), 0)
 
-        own = tl.load(grad_mean + b * mean_strides[0] + c * mean_strides[1], mask=c < C, other=0.0)
+        own = tl.load(grad_mean + first * mean_strides[1] + c * mean_strides[1], mask=c < sets, other=0.0)
         own = own_share[:, None] * own[None, :]
-        winners = best_other + b * best_other_strides[0] + c[None, :] * best_other_strides[1]
-        winners += n[:, None].to(tl.int64) * best_other_strides[2]
-        target = tl.load(winners, mask=row[:, None] & (c < C)[None, :], other=0).to(tl.int32)
+        at = (c * best_other_strides[1])[None, :] + (n * best_other_strides[2])[:, None]
+        places = best_other + first * best_other_strides[1] + at
+        target = tl.load(places, mask=row[:, None] & (c < sets)[None, :], other=0).to(tl.int32)
         for first_column in range(0, column_limit, WIDTH):
             m = first_column + column % WIDTH
-            real = (m < M) & (column_set < C)
+            real = (m < M) & (set_of < sets)
+            flat = set_of * M + m
             if other_mask is not None:
-                real = tl.load(other_mask + column_set * M + m, mask=real, other=0) != 0
-            won = tl.load(
-                grad_other_mean + column_set * other_mean_strides[0] + b * other_mean_strides[1], mask=real, other=0.0
-            )
-            won *= tl.load(other_share + column_set * M + m, mask=real, other=0.0)
-            winners_of_other = (
-                best + b * best_strides[0] + column_set * best_strides[1] + m.to(tl.int64) * best_strides[2]
-            )
-            by = tl.load(winners_of_other, mask=real, other=0).to(tl.int32)
+                real = tl.load(other_mask + first * M + flat, mask=real, other=0) != 0
+            grads = grad_other_mean + first * other_mean_strides[0] + set_of * other_mean_strides[0]
+            won = tl.load(grads, mask=real, other=0.0)
+            won *= tl.load(other_share + first * M + flat, mask=real, other=0.0)
+            winners = best + first * best_strides[1] + (set_of * best_strides[1] + m * best_strides[2])
+            by = tl.load(winners, mask=real, other=0).to(tl.int32)
 
             index = (first_column + tl.arange(0, WIDTH))[None, None, :]
             coefficient = tl.where(target[:, :, None] == index, own[:, :, None], 0.0)
@@ -126,11 +135,12 @@ def contrastive_token_maxima_backward_kernel(
             coefficient += tl.where(by[None, :] == n[:, None], won[None, :], 0.0)
             coefficient = tl.where(row[:, None] & real[None, :], coefficient, 0.0)
 
-            token_at = (column_set * other_strides[0] + m.to(tl.int64) * other_strides[1])[:, None]
-            tokens = tl.load(others + token_at + d[None, :], mask=real[:, None] & (d < D)[None, :], other=0.0)
+            base = others + first * other_strides[0] + first_column.to(tl.int64) * other_strides[1]
+            place = (set_of * other_strides[0] + column % WIDTH * other_strides[1])[:, None] + d[None, :]
+            tokens = tl.load(base + place, mask=real[:, None] & (d < D)[None, :], other=0.0)
             total += _product(coefficient, tokens, none)
-    to = grad + b * N * D + n.to(tl.int64)[:, None] * D + d[None, :]
-    tl.store(to, total.to(grad.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
+    to = tl.arange(0, ROWS)[:, None] * D + d[None, :]
+    tl.store(grad + (b * N + first_row) * D + to, total.to(grad.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
 
 
 def token_maxima_backward(
@@ -150,7 +160,7 @@ def token_maxima_backward(
     if grad.numel() == 0:
         return grad
     rows = rows_of(count)
-    sets, width = columns_of(other_batch, other_count, COLUMNS)
+    sets, width = columns_of(other_batch, other_count, 64 if other_tokens.dtype == torch.bfloat16 else 32)
     others = with_unit_stride(other_tokens)
     contrastive_token_maxima_backward_kernel[batch * triton.cdiv(count, rows), triton.cdiv(channels, BLOCK_D)](
         grad_mean,
@@ -178,6 +188,12 @@ def token_maxima_backward(
         SETS=sets,
         WIDTH=width,
         BLOCK_D=BLOCK_D,
+        WIDE=max(
+            span(others, sets, width),
+            span(best_other.transpose(0, 1), sets, count),
+            span(best.transpose(0, 1), sets, other_count),
+        )
+        >= 2**31,
         num_warps=NUM_WARPS,
         num_stages=2,
         maxnreg=255,
