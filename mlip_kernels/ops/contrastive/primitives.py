@@ -85,12 +85,14 @@ _token_maxima = define(
     " Tensor text_maxima, Tensor image_maxima)",
     reference=reference.token_maxima,
     fake=_fake_token_maxima,
+    triton="mlip_kernels.triton.contrastive.token_maxima:token_maxima",
 )
 _token_maxima_backward = define(
     "contrastive_token_maxima_backward(Tensor grad_mean, Tensor grad_other_mean, Tensor other_tokens, Tensor? mask,"
     " Tensor? other_mask, Tensor share, Tensor other_share, Tensor best_other, Tensor best) -> Tensor grad_tokens",
     reference=reference.token_maxima_backward,
     fake=_fake_token_maxima_backward,
+    triton="mlip_kernels.triton.contrastive.token_maxima_backward:token_maxima_backward",
 )
 
 

@@ -1,0 +1,201 @@
+"""Gradient of the tokens of one side: each gets its own winner, and the tokens that it has won.
+
+    grad[b, n] = sum_cm K[b, n, cm] t_cm      K[b, n, cm] = g_bc share_bn [best_other_bcn = m]
+                                                          + h_cb other_share_cm [best_bcm = n]
+
+    other tokens t [C, M, D] float32, float16 or bfloat16, grad [B, N, D] as they are     g [B, C], h [C, B] float32
+    shares float32     maps best_other [B, C, N], best [B, C, M] uint8, int16 or int32     masks boolean
+
+    reads    the other tokens once per b and ROWS tokens of it, the maps once per BLOCK_D channels; one read of
+             C M D + B C (N + M) is compulsory, the others come from the L2 cache
+    writes   B N D
+    flops    2 B C (N + M) D are needed; as a product with the sparse matrix K on tensor cores it is 2 B C N M D, times
+             two for bfloat16, three for float16 and six for float32
+
+Bound by the tensor cores, or by the L2 cache from which it reads. Either is faster than scattering with atomics, whose
+sums would depend on an order, and than sorting B C (N + M) terms by where they go: the one-hot matrix is made in
+registers, from the maps, and is never stored.
+
+A program owns ROWS tokens of one b and BLOCK_D channels, and walks over all c, SETS at a time, and their tokens, WIDTH
+of each at a time, up to the last real one of the group. So it adds its terms in a fixed order, there are no atomics,
+and the bits are the same from run to run. Products are added in runs of one tile, since an accumulator of the tensor
+cores rounds towards zero.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mlip_kernels.triton.contrastive.launches import columns_of, contiguous, lengths, rows_of, span, with_unit_stride
+from mlip_kernels.triton.spectral.products import multiply
+
+COLUMNS = 64  # tokens of the other side in a tile
+BLOCK_D = 128
+NUM_WARPS = 8
+
+
+@triton.jit
+def _product(coefficient, tokens, none):
+    """``coefficient @ tokens`` of a float32 matrix, as accurate as the tokens are.
+
+    Two bfloat16 parts of a coefficient have 16 bits, twice what the result of tokens in bfloat16 has.
+    """
+    if tokens.dtype == tl.bfloat16:
+        high = coefficient.to(tl.bfloat16)
+        product = tl.dot((coefficient - high.to(tl.float32)).to(tl.bfloat16), tokens, none)
+        product = tl.dot(high, tokens, product)
+    else:
+        product = multiply(coefficient, tokens.to(tl.float32), none, tokens.dtype == tl.float32)
+    return product
+
+
+@triton.jit(do_not_specialize=("C",))
+def contrastive_token_maxima_backward_kernel(
+    grad_mean,  # [B, C]
+    grad_other_mean,  # [C, B]
+    others,  # [C, M, D], unit stride in D
+    mask,  # [B, N] bytes, or None
+    other_mask,  # [C, M] bytes, or None
+    length,  # int32 [B], with mask
+    other_length,  # int32 [C], with other_mask
+    share,  # [B, N]
+    other_share,  # [C, M]
+    best_other,  # [B, C, N]
+    best,  # [B, C, M]
+    grad,  # [B, N, D]
+    C,
+    N,
+    M,
+    D,
+    mean_strides,
+    other_mean_strides,
+    other_strides,
+    best_other_strides,
+    best_strides,
+    ROWS: tl.constexpr,
+    SETS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,  # whether offsets inside a tile take 64 bits
+):
+    row_blocks = tl.cdiv(N, ROWS)
+    b = (tl.program_id(0) // row_blocks).to(tl.int64)
+    first_row = tl.program_id(0) % row_blocks * ROWS
+    n = first_row + tl.arange(0, ROWS)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    column = tl.arange(0, SETS * WIDTH)
+    c = tl.arange(0, SETS)
+    set_of = column // WIDTH
+    if WIDE:
+        n, c, column, set_of = n.to(tl.int64), c.to(tl.int64), column.to(tl.int64), set_of.to(tl.int64)
+    # Bases take 64 bits, and offsets from them 32: those of a whole tile would take most of the registers.
+    best_other += b * best_other_strides[0]
+    best += b * best_strides[0]
+    grad_mean += b * mean_strides[0]
+    grad_other_mean += b * other_mean_strides[1]
+
+    row = n < N
+    walk = C
+    if mask is not None:
+        row = tl.load(mask + b * N + n, mask=row, other=0) != 0
+        walk = tl.where(first_row < tl.load(length + b), C, 0)
+    own_share = tl.load(share + b * N + n, mask=row, other=0.0)
+    none = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    total = none
+    for first_set in range(0, walk, SETS):
+        sets = C - first_set
+        first = first_set.to(tl.int64)
+        column_limit = M
+        if other_mask is not None:
+            column_limit = tl.max(tl.load(other_length + first + c, mask=c < sets, other=0), 0)
+
+        own = tl.load(grad_mean + first * mean_strides[1] + c * mean_strides[1], mask=c < sets, other=0.0)
+        own = own_share[:, None] * own[None, :]
+        at = (c * best_other_strides[1])[None, :] + (n * best_other_strides[2])[:, None]
+        places = best_other + first * best_other_strides[1] + at
+        target = tl.load(places, mask=row[:, None] & (c < sets)[None, :], other=0).to(tl.int32)
+        for first_column in range(0, column_limit, WIDTH):
+            m = first_column + column % WIDTH
+            real = (m < M) & (set_of < sets)
+            flat = set_of * M + m
+            if other_mask is not None:
+                real = tl.load(other_mask + first * M + flat, mask=real, other=0) != 0
+            grads = grad_other_mean + first * other_mean_strides[0] + set_of * other_mean_strides[0]
+            won = tl.load(grads, mask=real, other=0.0)
+            won *= tl.load(other_share + first * M + flat, mask=real, other=0.0)
+            winners = best + first * best_strides[1] + (set_of * best_strides[1] + m * best_strides[2])
+            by = tl.load(winners, mask=real, other=0).to(tl.int32)
+
+            index = (first_column + tl.arange(0, WIDTH))[None, None, :]
+            coefficient = tl.where(target[:, :, None] == index, own[:, :, None], 0.0)
+            coefficient = tl.reshape(coefficient, (ROWS, SETS * WIDTH))
+            coefficient += tl.where(by[None, :] == n[:, None], won[None, :], 0.0)
+            coefficient = tl.where(row[:, None] & real[None, :], coefficient, 0.0)
+
+            base = others + first * other_strides[0] + first_column.to(tl.int64) * other_strides[1]
+            place = (set_of * other_strides[0] + column % WIDTH * other_strides[1])[:, None] + d[None, :]
+            tokens = tl.load(base + place, mask=real[:, None] & (d < D)[None, :], other=0.0)
+            total += _product(coefficient, tokens, none)
+    to = tl.arange(0, ROWS)[:, None] * D + d[None, :]
+    tl.store(grad + (b * N + first_row) * D + to, total.to(grad.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
+
+
+def token_maxima_backward(
+    grad_mean: Tensor,
+    grad_other_mean: Tensor,
+    other_tokens: Tensor,
+    mask: Tensor | None,
+    other_mask: Tensor | None,
+    share: Tensor,
+    other_share: Tensor,
+    best_other: Tensor,
+    best: Tensor,
+) -> Tensor:
+    """``mlip_kernels::contrastive_token_maxima_backward`` on CUDA tensors."""
+    (batch, count), (other_batch, other_count, channels) = share.shape, other_tokens.shape
+    grad = other_tokens.new_empty(batch, count, channels)
+    if grad.numel() == 0:
+        return grad
+    rows = rows_of(count)
+    sets, width = columns_of(other_batch, other_count, 64 if other_tokens.dtype == torch.bfloat16 else 32)
+    others = with_unit_stride(other_tokens)
+    contrastive_token_maxima_backward_kernel[batch * triton.cdiv(count, rows), triton.cdiv(channels, BLOCK_D)](
+        grad_mean,
+        grad_other_mean,
+        others,
+        contiguous(mask),
+        contiguous(other_mask),
+        lengths(mask),
+        lengths(other_mask),
+        share.contiguous(),
+        other_share.contiguous(),
+        best_other,
+        best,
+        grad,
+        other_batch,
+        count,
+        other_count,
+        channels,
+        grad_mean.stride(),
+        grad_other_mean.stride(),
+        others.stride()[:2],
+        best_other.stride(),
+        best.stride(),
+        ROWS=rows,
+        SETS=sets,
+        WIDTH=width,
+        BLOCK_D=BLOCK_D,
+        WIDE=max(
+            span(others, sets, width),
+            span(best_other.transpose(0, 1), sets, count),
+            span(best.transpose(0, 1), sets, other_count),
+        )
+        >= 2**31,
+        num_warps=NUM_WARPS,
+        num_stages=2,
+        maxnreg=255,
+    )
+    return grad
