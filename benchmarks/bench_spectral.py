@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import DEVICE
 
-from mlip_kernels import band_energy, dct, spectral_filter, use_reference
+from mlip_kernels import band_energy, dct, rfft, spectral_filter, use_reference
 
 BATCH, CHANNELS = 64, 768
 GRIDS = {"7x7": (7, 7), "14x14": (14, 14), "16x16": (16, 16), "24x24": (24, 24)}
@@ -148,6 +148,20 @@ def test_dct_of_the_token_axis(benchmark, ratios, n, mode):
 
     functions = {"ours": dct, "dense matmul": reference(dct), "torch.fft.rfft": with_fft}
     compare(ratios, functions, tokens(AXES[n]), mode, copies=1 if mode == "forward" else 2)
+
+
+@pytest.mark.parametrize("operator", ["dct", "rfft", "spectral_filter"])
+def test_given_output(benchmark, ratios, allocator, operator):
+    """How many times as long it takes to allocate the result as to write it into memory that is there."""
+    benchmark.group = f"{operator} 14x14 float32 with out=, {allocator} allocator"
+    x, weight = tokens(196), torch.randn(14, 8, CHANNELS, 2, device=DEVICE)
+    run = {
+        "dct": lambda **given: dct(x, grid=(14, 14), **given),
+        "rfft": lambda **given: rfft(x, grid=(14, 14), **given),
+        "spectral_filter": lambda **given: spectral_filter(x, weight, grid=(14, 14), **given),
+    }[operator]
+    out = run()
+    ratios(lambda: run(out=out), {"without out": run})
 
 
 @pytest.mark.parametrize("operator", ["dct", "band_energy", "spectral_filter"])

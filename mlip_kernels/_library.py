@@ -97,6 +97,44 @@ def define(
     return getattr(torch.ops.mlip_kernels, name).default
 
 
+def define_out(name: str, *outputs: str) -> Callable[..., None]:
+    """Define ``mlip_kernels::<name>_out``: the operator ``name`` with its results in tensors given as last arguments.
+
+    Everywhere it computes and copies. A compiled part spares that where it registers a kernel of its own under this
+    name; the kernel copes with outputs that are not contiguous or share memory with an argument, as a copy does.
+    It has no gradient: public functions refuse what autograd would record (`mlip_kernels.ops.arguments.check_out`).
+
+    Args:
+        name: an operator that `define` has defined.
+        outputs: what to call the tensor for each result.
+    """
+    operator = getattr(torch.ops.mlip_kernels, name).default
+    name = f"{name}_out"
+    arguments = str(operator._schema).partition("(")[2].rpartition(") -> ")[0]
+    written = ", ".join(f"Tensor({chr(ord('a') + i)}!) {output}" for i, output in enumerate(outputs))
+    LIBRARY.define(f"{name}({arguments}, {written}) -> ()")
+    given = -len(outputs)
+
+    def compute_and_copy(*arguments: Any) -> None:
+        results = operator(*arguments[:given])
+        for output, result in zip(arguments[given:], results if given < -1 else (results,), strict=True):
+            output.copy_(result)
+
+    def note_the_change(keys: Any, *arguments: Any) -> None:
+        """What was saved of an output for a backward pass is no longer there, and autograd is to see that."""
+        torch.autograd.graph.increment_version(arguments[given:])
+        call.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *arguments)
+
+    def fake(*arguments: Any) -> None:
+        """Nothing is returned."""
+
+    LIBRARY.impl(name, compute_and_copy, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, note_the_change, "ADInplaceOrView", with_keyset=True)
+    torch.library.register_fake(f"mlip_kernels::{name}", fake, lib=LIBRARY)
+    call = getattr(torch.ops.mlip_kernels, name).default
+    return call
+
+
 def differentiate(
     name: str,
     *,

@@ -51,6 +51,30 @@ def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) 
         raise ValueError(f"{name}: expected device {other.device} (that of {other_name}), got {value.device}")
 
 
+def check_out(name: str, out: object, shape: Sequence[int], layout: str, inputs: Sequence[Tensor]) -> Tensor:
+    """Return ``out`` if a result of this shape can be written there, with the dtype and device of the first input.
+
+    Raises:
+        TypeError, ValueError: it is no tensor of this shape, dtype and device, or its elements share memory.
+        RuntimeError: autograd would record the call, as where torch's own functions take ``out``.
+    """
+    like = inputs[0]
+    checked = check_tensor(name, out, layout=layout, dtypes=(like.dtype,))
+    check_shape(name, checked, shape, layout)
+    if checked.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device}, got {checked.device}")
+    if any(size > 1 and stride == 0 for size, stride in zip(checked.shape, checked.stride(), strict=True)):
+        raise ValueError(
+            f"{name}: expected memory for every element, got an expanded tensor, strides {checked.stride()}"
+        )
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (checked, *inputs)):
+        raise RuntimeError(
+            f"{name}: a result that is written into a given tensor has no gradient, but one of the arguments requires"
+            " one; leave it out, or call inside `with torch.no_grad():`"
+        )
+    return checked
+
+
 def check_integer(name: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
     """Return ``value`` if it is an integer in ``[minimum, maximum]``; booleans are refused."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):

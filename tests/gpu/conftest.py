@@ -54,7 +54,8 @@ def _device(backend, arch=None, schedule="round_robin", seed=0):
     _skip_without(backend)
     from emulated_cuda import EmulatedCuda
 
-    return EmulatedCuda(backend, arch, schedule=schedule, seed=seed)
+    # As small as a GPU can be, so that blocks go through several batch elements.
+    return EmulatedCuda(backend, arch, schedule=schedule, seed=seed, multiprocessors=1)
 
 
 def _skip_without(backend):

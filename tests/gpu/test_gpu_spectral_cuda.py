@@ -1,84 +1,19 @@
-"""The spectral family on its CUDA C++ kernels: every operator against float64, and planted faults that are caught."""
+"""What only the CUDA C++ kernels of the spectral family do, and planted faults that are caught."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from spectral_operators import filters, results, tokens
 
 import mlip_kernels
 from mlip_kernels import use_reference
-from mlip_kernels.testing import DTYPES, assert_as_accurate, assert_identical, gradients, permuted
+from mlip_kernels.testing import assert_as_accurate, assert_identical
 
 SOURCES = Path(mlip_kernels.__file__).parents[1] / "csrc" / "cuda" / "spectral"
-HALF_AND_SINGLE = tuple(dtype for dtype in DTYPES if dtype != torch.float64)
 ARCHITECTURES = (80, 90)
-GRIDS = ((1, 1), (2, 3), (5, 13), (14, 14))
-LENGTHS = (1, 2, 13, 77)  # the last makes sums in parts
 WRONG, NOTHING = "wrong result", "nothing"
-
-
-def tokens(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def spectrum_shape(length, grid, basis):
-    height, width = grid or (1, length)
-    return (height, width // 2 + 1 if basis == "rfft" else width)[0 if grid else 1 :]
-
-
-def filters(length, channels, grid, basis):
-    pair = (2,) if basis == "rfft" else ()
-    return tokens(*spectrum_shape(length, grid, basis), channels, *pair, seed=3)
-
-
-def functions(length, channels, grid, prefix):
-    """Every public function with a kernel, on tokens ``[B, prefix + length, channels]`` and what else it takes."""
-    where = {"grid": grid, "prefix_tokens": prefix}
-    found = {
-        "dct": (lambda x: mlip_kernels.dct(x, **where), []),
-        "idct": (lambda x: mlip_kernels.idct(x, type=4, norm="forward", **where), []),
-        "rfft": (lambda x: mlip_kernels.rfft(x, **where), []),
-    }
-
-    def there_and_back(x):
-        real, imaginary = mlip_kernels.rfft(x, **where)
-        return mlip_kernels.irfft(real, imaginary.flip(1), **({"grid": grid} if grid else {"n": length}))
-
-    found["irfft"] = (there_and_back, [])
-    for basis in ("dct", "rfft"):
-        found[f"filter {basis}"] = (
-            lambda x, w, basis=basis: mlip_kernels.spectral_filter(x, w, basis=basis, **where),
-            [filters(length, channels, grid, basis)],
-        )
-        found[f"bands {basis}"] = (lambda x, basis=basis: mlip_kernels.band_energy(x, 3, basis=basis, **where), [])
-        found[f"tokens {basis}"] = (lambda x, basis=basis: mlip_kernels.token_energy(x, 0.4, basis=basis, **where), [])
-    if grid:
-        new = (grid[0] + 2, max(1, grid[1] - 3))
-        found["resize"] = (lambda x: mlip_kernels.spectral_resize(x, grid, new, prefix_tokens=prefix), [])
-    return found
-
-
-def results(function, inputs, put=torch.Tensor.detach):
-    """The function's results and the gradients of its inputs."""
-    inputs = [put(t) for t in inputs]
-    outputs = function(*inputs)
-    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    return [*outputs, *gradients(function, inputs)]
-
-
-def check_all(cuda, x, grid, prefix):
-    length = x.shape[1] - prefix
-    for name, (function, others) in functions(length, x.shape[2], grid, prefix).items():
-        before = len(cuda.operators)
-        with cuda:
-            found = [result.cpu() for result in results(function, [x, *others], cuda.put)]
-        assert len(cuda.operators) > before or not x.numel()
-        with use_reference():
-            baseline = results(function, [x, *others])
-            truth = results(function, [t.double() for t in (x, *others)])
-        for number, three in enumerate(zip(found, baseline, truth, strict=True)):
-            assert_as_accurate(*three, name=f"{name}, result {number}, {list(x.shape)}, grid {grid}, {x.dtype}")
 
 
 @pytest.fixture(params=ARCHITECTURES, ids="sm{}".format)
@@ -86,32 +21,7 @@ def cuda(request, needs_emulated):
     needs_emulated("cuda")
     from emulated_cuda import EmulatedCuda
 
-    return EmulatedCuda("cuda", request.param)
-
-
-@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_grids(cuda, grid, dtype):
-    prefix, channels = grid[0] % 3, 40 if grid[1] % 2 else 33
-    check_all(cuda, tokens(2, prefix + grid[0] * grid[1], channels, dtype=dtype), grid, prefix)
-
-
-@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
-@pytest.mark.parametrize("length", LENGTHS)
-def test_the_token_axis(cuda, length, dtype):
-    prefix, channels = length % 3, 17 if length % 2 else 8
-    check_all(cuda, tokens(2, prefix + length, channels, dtype=dtype), None, prefix)
-
-
-@pytest.mark.parametrize("shape", [(0, 7, 8), (3, 7, 1)], ids=str)
-def test_small_ends(cuda, shape):
-    check_all(cuda, tokens(*shape), None, 1)
-    check_all(cuda, tokens(*shape), (2, 3), 1)
-
-
-def test_layouts(cuda):
-    check_all(cuda, permuted(tokens(2, 13, 24)), (3, 4), 1)
-    check_all(cuda, torch.cat([tokens(2, 13, 24)] * 2, 1)[:, 13:], (3, 4), 1)
+    return EmulatedCuda("cuda", request.param, multiprocessors=1)  # so that blocks go through several batch elements
 
 
 def test_half_a_spectrum_of_more_rows_than_registers_hold(cuda):
@@ -137,52 +47,113 @@ def test_what_shared_memory_cannot_hold_is_kept_in_a_workspace(cuda):
     assert (cuda.launches[-1].shared > tile) == (tile < MOST_SHARED[cuda.arch])
 
 
-def test_no_order_of_the_warps_changes_a_bit(needs_emulated):
+def misaligned(tensor):
+    """The same numbers, one element behind where torch would put them."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view_as(tensor)
+
+
+@pytest.mark.parametrize("channels", [31, 28], ids=["odd", "vectors"])
+@pytest.mark.parametrize("basis", ["dct", "rfft"])
+def test_what_shared_memory_has_no_room_to_keep_changes_no_bit(basis, channels, needs_emulated):
     needs_emulated("cuda")
     from emulated_cuda import EmulatedCuda
 
-    x = tokens(3, 13, 40)
-    for function, others in functions(12, 40, (3, 4), 1).values():
-        usual, random = EmulatedCuda("cuda", 80), EmulatedCuda("cuda", 80, schedule="random", seed=1)
-        both = []
-        for device in (usual, random):
-            with device:
-                both.append([t.cpu() for t in results(function, [x, *others], device.put)])
-        for one, other in zip(*both, strict=True):
-            assert_identical(one, other)
+    def function(x, weight):
+        return mlip_kernels.spectral_filter(x, weight, grid=(14, 14), basis=basis, prefix_tokens=1)
+
+    x, weight = tokens(17, 197, channels), filters(196, channels, (14, 14), basis)
+    small, large = (EmulatedCuda("cuda", 80, multiprocessors=1, sized_as=arch) for arch in (75, 90))
+    both = []
+    for device, put in ((small, small.put), (large, misaligned)):
+        with device:
+            both.append([t.cpu() for t in results(function, [x, weight], put)])
+    shared = [[launch.shared for launch in device.launches] for device in (small, large)]
+    assert all(little < much for little, much in zip(*shared, strict=True) if much)  # the finishing kernel has none
+    for one, other in zip(*both, strict=True):
+        assert_identical(one, other)
+    with use_reference():
+        baseline, truth = (results(function, inputs) for inputs in ((x, weight), (x.double(), weight.double())))
+    for three in zip(both[0], baseline, truth, strict=True):
+        assert_as_accurate(*three)
+
+
+@pytest.mark.parametrize("basis", ["dct", "rfft"])
+def test_weights_at_any_address(basis, needs_emulated):
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+
+    x, weight = tokens(2, 12, 36), filters(12, 36, (3, 4), basis)
+    with EmulatedCuda("cuda", 80) as cuda:  # one batch element for each block, so aligned weights are not kept
+        one, other = (
+            mlip_kernels.spectral_filter(x, w, grid=(3, 4), basis=basis) for w in (weight, misaligned(weight))
+        )
+    assert cuda.launches[0].shared < cuda.launches[1].shared
+    assert_identical(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels", [16, 15], ids=["vectors", "odd"])
+def test_more_bands_than_shared_memory_keeps(channels, dtype, needs_emulated):
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+
+    x, bands = tokens(2, 196, channels, dtype=dtype), torch.arange(196).flip(0).reshape(14, 14)
+
+    def function(x):
+        return mlip_kernels.band_energy(x, bands, grid=(14, 14))
+
+    cuda = EmulatedCuda("cuda", 80, multiprocessors=1, sized_as=75)
+    with cuda:
+        found = results(function, [x], cuda.put)
+    assert 31 << 10 < cuda.launches[-1].shared <= 32 << 10  # what lets two blocks share 64 KiB
+    with use_reference():
+        baseline, truth = results(function, [x]), results(function, [x.double()])
+    for three in zip([t.cpu() for t in found], baseline, truth, strict=True):
+        assert_as_accurate(*three)
+
+
+FILTER, GRADIENT = "filtered", "filtered_backward_weight"
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """``after`` in the place of ``before``, in the stages or the kernels, is seen as ``caught``."""
+    """``after`` in the place of ``before``, in a kernel or what it is made of, is seen as ``caught``."""
 
     name: str
     before: str
     after: str
     caught: str
+    kernel: str = GRADIENT
 
 
 MUTATIONS = (
     Mutation("nothing", "", "", NOTHING),
+    Mutation("nothing in the filter", "", "", NOTHING, FILTER),
     Mutation(
         "no barrier between stages", "  __syncthreads();\n}\n\n// All of a map", "}\n\n// All of a map", "shared_race"
     ),
     Mutation("line replaced too early", "__syncwarp();  // the line has been read", "// the line", "warp_race"),
-    Mutation("no bound on channels", "if (channel + v >= map.channels) return;", "", "out_of_bounds"),
+    Mutation("no bound on channels", "if (there) sums[where] = *number;", "sums[where] = *number;", "out_of_bounds"),
+    Mutation("sums start again", "b == blockIdx.y);", "true);", WRONG),
+    Mutation("weights not waited for", "__pipeline_wait_prior(0);", "", "async_copy", FILTER),
+    Mutation(
+        "no barrier behind weights", "    __syncthreads();\n    for (int s", "    for (int s", "shared_race", FILTER
+    ),
     Mutation("no bound on elements", "if (i >= count) return;", "", "out_of_bounds"),
     Mutation("one split too few", "int64_t split = 0;", "int64_t split = 1;", WRONG),
 )
 
 
 def mutated(mutation, folder):
-    """A copy of the kernels of the gradient of a filter's weight, with the stages in it, and with the mutation."""
-    kernels = (SOURCES / "filtered_backward_weight.cu").read_text(encoding="utf-8")
-    stages = (SOURCES / "stages.cuh").read_text(encoding="utf-8").replace("#pragma once\n", "")
-    source = kernels.replace('#include "cuda/spectral/stages.cuh"\n', stages)
+    """A copy of a kernel, with what it is made of in it, and with the mutation."""
+    source = (SOURCES / f"{mutation.kernel}.cu").read_text(encoding="utf-8")
+    for name in ("stages.cuh", "kept.cuh"):
+        header = (SOURCES / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        source = source.replace(f'#include "cuda/spectral/{name}"\n', header)
     if mutation.before:
         assert source.count(mutation.before) == 1, f"{mutation.name}: not once in the sources"
         source = source.replace(mutation.before, mutation.after)
-    file = folder / "filtered_backward_weight.cu"
+    file = folder / f"{mutation.kernel}.cu"
     if not file.exists() or file.read_text(encoding="utf-8") != source:
         file.write_text(source, encoding="utf-8")
     return file
@@ -201,9 +172,9 @@ def test_planted_faults_are_caught(mutation, needs_emulated, request):
     from ptx_emulator import EmulatorError
 
     folder = request.config.cache.mkdir(f"spectral_mutation_{MUTATIONS.index(mutation)}")
-    original = SOURCES / "filtered_backward_weight.cu"
-    cuda = EmulatedCuda("cuda", 80, sources={original: mutated(mutation, folder)})
-    x, weight = tokens(3, 21, 35), filters(20, 35, (4, 5), "rfft")
+    original = SOURCES / f"{mutation.kernel}.cu"
+    cuda = EmulatedCuda("cuda", 80, multiprocessors=1, sources={original: mutated(mutation, folder)})
+    x, weight = tokens(20, 21, 35), filters(20, 35, (4, 5), "rfft")
     with use_reference():
         baseline, truth = gradient_of_weight(x, weight), gradient_of_weight(x.double(), weight.double())
     try:

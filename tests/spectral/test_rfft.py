@@ -8,7 +8,7 @@ import torch
 from mlip_kernels.ops.spectral import irfft, rfft
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, permuted
 
-LENGTHS = (1, 2, 3, 7, 8, 13, 14, 16, 24, 27, 32, 49, 50, 77, 196, 197, 256, 257, 576, 577)
+LENGTHS = (1, 2, 7, 8, 50, 197)
 GRIDS = ((1, 1), (1, 6), (5, 1), (2, 3), (7, 7), (7, 8), (8, 7), (13, 14), (24, 27), (32, 5))
 NORMS = ("ortho", "backward", "forward")
 
@@ -108,18 +108,19 @@ def test_half_precision_is_rounded_once(dtype):
     assert_identical(irfft(*halves, grid=(7, 8)), widened.to(dtype))
 
 
-@pytest.mark.parametrize("n", [4, 5])
-def test_first_and_second_derivatives(n):
+@pytest.mark.parametrize("grid", [(2, 4), (3, 3), None])
+def test_first_and_second_derivatives(grid):
+    n, spectrum = (grid[0] * grid[1], (grid[0], grid[1] // 2 + 1)) if grid else (5, (3,))
     x = tokens(1, 1 + n, 2).requires_grad_()
-    spectrum = tuple(tokens(1, 2, n // 2 + 1, 2, seed=seed).requires_grad_() for seed in (1, 2))
+    parts = tuple(tokens(1, *spectrum, 2, seed=seed).requires_grad_() for seed in (1, 2))
 
     def forward(x):
-        return torch.cat(rfft(x, prefix_tokens=1)).sin()
+        return torch.cat(rfft(x, grid=grid, prefix_tokens=1)).sin()
 
     def inverse(real, imag):
-        return irfft(real, imag, grid=(2, n)).sin()
+        return irfft(real, imag, **({"grid": grid} if grid else {"n": n})).sin()
 
-    for function, inputs in ((forward, (x,)), (inverse, spectrum)):
+    for function, inputs in ((forward, (x,)), (inverse, parts)):
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)
 

@@ -1,9 +1,16 @@
 """What every spectral operator promises: bad input, autocast, inference mode, compilation, function transforms."""
 
+import io
+
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
+from mlip_kernels import use_reference
 from mlip_kernels.ops import spectral
 from mlip_kernels.reference.spectral import constants
 from mlip_kernels.testing import assert_close, assert_identical, gradients, threads
@@ -152,9 +159,16 @@ def test_fake_tensors_and_function_transforms_leave_nothing_behind(operator):
 
 
 def assert_compiles(operator, dynamic):
+    """As one graph, which calls kernels and neither computes matrices nor multiplies by them."""
     torch._dynamo.reset()
-    operator = joined(operator)
-    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    operator, called = joined(operator), set()
+
+    def record(graph, _):
+        called.update(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=record)
+    compiled = torch.compile(operator, fullgraph=True, backend=backend, dynamic=dynamic)
     results = []
     for function in (compiled, operator):
         leaf = X.clone().requires_grad_()
@@ -163,6 +177,8 @@ def assert_compiles(operator, dynamic):
         results.append((y, torch.autograd.grad(y, leaf, torch.ones_like(y))[0]))
     for actual, expected in zip(*results, strict=True):
         assert_close(actual, expected)
+    assert any(name.startswith("mlip_kernels.spectral_") for name in called)
+    assert not called & {"aten.cos.default", "aten.arange.default", "aten.mm.default", "aten.bmm.default"}
 
 
 @every_operator
@@ -173,6 +189,51 @@ def test_compiles_as_one_graph_with_free_shapes(operator):
 @pytest.mark.parametrize("name", ["dct", "spectral_filter", "band_energy"])
 def test_compiles_as_one_graph_with_fixed_shapes(name):
     assert_compiles(OPERATORS[name], dynamic=False)
+
+
+def test_a_graph_serves_any_number_of_tokens():
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: spectral.token_energy(spectral.dct(x), 0.4), dynamic=True, backend=backend)
+    for n in (13, 20, 7):
+        x = X.repeat(1, 2, 1)[:, :n]
+        assert_close(compiled(x), spectral.token_energy(spectral.dct(x), 0.4))
+    assert backend.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    "transform", [torch.func.vmap, lambda f: lambda x: torch.func.grad(f)(x[0])], ids=["vmap", "grad"]
+)
+def test_function_transforms_compile_as_one_graph(transform):
+    torch._dynamo.reset()
+    transformed = transform(lambda x: spectral.dct(x[None], grid=(3, 4), prefix_tokens=1).square().sum())
+    assert_close(torch.compile(transformed, fullgraph=True, backend="aot_eager")(X), transformed(X))
+
+
+def test_the_reference_compiles_and_trains_as_one_graph():
+    torch._dynamo.reset()
+
+    def train(x):
+        with use_reference():
+            return spectral.spectral_filter(x, WEIGHT, grid=(3, 4), prefix_tokens=1)
+
+    compiled = torch.compile(train, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(X), train(X))
+    assert_close(gradients(compiled, [X])[0], gradients(train, [X])[0])
+
+
+@every_operator
+def test_forward_and_backward_derivatives_agree(operator):
+    operator, x, tangent = joined(operator), X.double(), X.double().flip(1)
+    derivative = torch.func.jvp(operator, (x,), (tangent,))[1]
+    cotangent = torch.randn(derivative.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(operator(leaf), leaf, cotangent)
+    products = torch.stack(((derivative * cotangent).sum(), (gradient * tangent).sum()))
+    scale = torch.stack((derivative.norm() * cotangent.norm(), gradient.norm() * tangent.norm()))
+    assert_close(torch.cat((products[:1], scale)), torch.cat((products[1:], scale)), roundings=32)
+    with forward_ad.dual_level():  # outside of torch.func
+        assert_identical(forward_ad.unpack_dual(operator(forward_ad.make_dual(x, tangent))).tangent, derivative)
 
 
 @every_operator
@@ -213,9 +274,24 @@ def test_export(operator):
             return joined(operator)(x)
 
     dynamic = {"x": {0: torch.export.Dim("batch", min=2)}}
-    exported = torch.export.export(Transform(), (X,), dynamic_shapes=dynamic).module()
+    program = torch.export.export(Transform(), (X,), dynamic_shapes=dynamic)
+    assert "aten.cos.default" not in {str(node.target) for node in program.graph.nodes}
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    exported = torch.export.load(file).module()
     for x in (X, torch.cat((X, X + 1, X - 1))):
         assert_close(exported(x), Transform()(x))
+
+
+def test_export_with_a_free_number_of_tokens():
+    class Transform(torch.nn.Module):
+        def forward(self, x):
+            return spectral.dct(x)
+
+    exported = torch.export.export(Transform(), (X,), dynamic_shapes={"x": {1: torch.export.Dim("tokens", min=2)}})
+    for n in (13, 7):
+        assert_close(exported.module()(X[:, :n]), spectral.dct(X[:, :n]))
 
 
 @pytest.mark.parametrize("name", ["dct", "rfft", "spectral_filter", "band_energy", "token_energy"])
@@ -244,6 +320,20 @@ def test_no_matrix_of_a_function_transform_is_remembered():
     constants._remembered.cache_clear()
     torch.func.grad(lambda x: spectral.dct(x).sum())(X)
     assert constants._remembered.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("dct_matrix", (5, 2, "ortho")), ("resize_matrix", (5, 3, True)), ("high_pass", ([3, 4], "dct", 0.5))],
+)
+def test_graphs_fetch_copies_of_what_is_remembered(name, parameters):
+    fetch = getattr(torch.ops.mlip_kernels, f"spectral_{name}").default
+    options = {"device": torch.device("cpu"), "dtype": torch.float32}
+    first, kept = fetch(*parameters, **options), fetch(*parameters, **options)
+    first.zero_()
+    assert_identical(fetch(*parameters, **options), kept)
+    assert kept.any()
+    torch.library.opcheck(fetch, parameters, options)
 
 
 def test_matrices_are_built_once():

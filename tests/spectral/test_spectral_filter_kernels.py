@@ -232,11 +232,13 @@ def test_bands_without_a_number_are_left_out(fourier):
 
 
 @FOURIER
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
 @pytest.mark.parametrize("name", NAMES)
-def test_operators_pass_the_checks_of_torch(name, fourier):
+def test_operators_pass_the_checks_of_torch(name, layout, fourier):
     differentiable = {"filtered": 2, "filtered_backward_weight": 2, "band_energy": 1, "token_energy": 1}.get(name, 0)
     for problem in ((2, (3, 4), 5, 1), (2, 6, 5, 0)):
         arguments = calls(problem, fourier, torch.float32)[name]
+        arguments = [layout(a) if isinstance(a, torch.Tensor) else a for a in arguments]
         leaves = [a.requires_grad_() for a in arguments[:differentiable]]
         torch.library.opcheck(operator(name), (*leaves, *arguments[differentiable:]))
 

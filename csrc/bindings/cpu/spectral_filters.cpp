@@ -1,4 +1,5 @@
 // Spectral filter, CPU key: checks, allocation, threads.
+#include "bindings/cpu/destination.h"
 #include "bindings/cpu/spectral_spectrum.h"
 #include "bindings/cpu/threads.h"
 #include "cpu/spectral/filtered.h"
@@ -7,19 +8,22 @@
 namespace mlip::bindings {
 namespace {
 
-Tensor filtered(const Tensor& x_, const Tensor& weight_, const std::optional<Tensor>& along_h, const Tensor& along_w,
-                int64_t height, int64_t width, int64_t prefix) {
-  const bool fourier = weight_.dim() == 4;
-  check_spectrum(x_, along_h, along_w, fourier, height, width, prefix);
-  const ScalarType wide = accumulate_in(x_.scalar_type());
-  const int64_t channels = x_.size(2);
+void check_filtered(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& along_h, const Tensor& along_w,
+                    int64_t height, int64_t width, int64_t prefix) {
+  const bool fourier = weight.dim() == 4;
+  check_spectrum(x, along_h, along_w, fourier, height, width, prefix);
+  const ScalarType wide = accumulate_in(x.scalar_type());
   if (fourier) {
-    check("weight", weight_, {height, width / 2 + 1, channels, 2}, wide);
+    check("weight", weight, {height, width / 2 + 1, x.size(2), 2}, wide);
   } else {
-    check("weight", weight_, {height, width, channels}, wide);
+    check("weight", weight, {height, width, x.size(2)}, wide);
   }
+}
+
+void write_filtered(const Tensor& x_, const Tensor& weight_, const std::optional<Tensor>& along_h,
+                    const Tensor& along_w, int64_t height, int64_t width, int64_t prefix, const Tensor& y) {
+  const bool fourier = weight_.dim() == 4;
   const Tensor x = with_unit_stride(x_), weight = torch::stable::contiguous(weight_);
-  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), channels});
 
   for_type(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
@@ -31,7 +35,23 @@ Tensor filtered(const Tensor& x_, const Tensor& weight_, const std::optional<Ten
     parallel_for(0, problem.tasks(), grain(problem.tokens() * cpu::BLOCK_CHANNELS),
                  [&](int64_t begin, int64_t end) { cpu::filtered(problem, begin, end); });
   });
+}
+
+Tensor filtered(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& along_h, const Tensor& along_w,
+                int64_t height, int64_t width, int64_t prefix) {
+  check_filtered(x, weight, along_h, along_w, height, width, prefix);
+  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)});
+  write_filtered(x, weight, along_h, along_w, height, width, prefix, y);
   return y;
+}
+
+void filtered_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& along_h, const Tensor& along_w,
+                  int64_t height, int64_t width, int64_t prefix, Tensor out) {
+  check_filtered(x, weight, along_h, along_w, height, width, prefix);
+  check("out", out, {x.size(0), x.size(1), x.size(2)}, x.scalar_type());
+  const Destination y(out, {x, weight});
+  write_filtered(x, weight, along_h, along_w, height, width, prefix, y.result);
+  y.deliver();
 }
 
 Tensor filtered_backward_weight(const Tensor& grad_, const Tensor& x_, const std::optional<Tensor>& along_h,
@@ -67,6 +87,7 @@ Tensor filtered_backward_weight(const Tensor& grad_, const Tensor& x_, const std
 
 STABLE_TORCH_LIBRARY_IMPL(mlip_kernels, CPU, m) {
   m.impl("spectral_filtered", TORCH_BOX(&filtered));
+  m.impl("spectral_filtered_out", TORCH_BOX(&filtered_out));
   m.impl("spectral_filtered_backward_weight", TORCH_BOX(&filtered_backward_weight));
 }
 

@@ -45,6 +45,7 @@ Tensor band_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor&
   map.bands = data<int>(bands);
   map.count = grad.size(1);
   map.grad = grad.const_data_ptr();
+  map.row_vector = rows_are_vectors(grad);
   map.out = grad_x.mutable_data_ptr();
   map.out_vector = rows_are_vectors(grad_x);
   cuda::spectral::band_energy_backward_plan(map, matrices.h, matrices.w, int(height), int(width));

@@ -24,6 +24,7 @@ Tensor filtered(const Tensor& x_, const Tensor& weight_, const OptionalTensor& a
 
   map.x = tokens_of(x);
   map.weight = data<float>(weight);
+  map.row_vector = reinterpret_cast<uintptr_t>(map.weight) % 16 == 0 && map.channels * (fourier ? 2 : 1) % 4 == 0;
   map.out = y.mutable_data_ptr();
   map.out_vector = rows_are_vectors(y);
   map.copy_prefix = true;
@@ -50,6 +51,7 @@ Tensor filtered_backward_weight(const Tensor& grad_, const Tensor& x_, const Opt
 
   map.x = tokens_of(x);
   map.second = tokens_of(grad);
+  map.row_vector = map.channels * pair % 4 == 0;  // new tensors are aligned
   cuda::spectral::filtered_backward_weight_plan(map, matrices.h, matrices.w, int(height), int(width));
   const int64_t parts = map.splits > 1 ? map.splits : 0;
   Tensor partial = torch::stable::new_empty(x, {parts, grad_weight.numel()}, ScalarType::Float);

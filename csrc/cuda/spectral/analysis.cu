@@ -12,6 +12,7 @@
 #include "cuda/spectral/analysis.h"
 
 #include "cuda/spectral/plan.h"
+#include "cuda/spectral/spread.h"
 #include "cuda/spectral/stages.cuh"
 
 namespace mlip::cuda::spectral {
@@ -30,7 +31,7 @@ void analysis_plan(Map& map, const Matrix& along_h, const Matrix& along_w, int h
   plan.read(height, width, false);
   plan.forward(along_h, along_w, height, To::spectrum);
   map.own_fragments = map.stages;
-  map.splits = splits_of(map);
+  spread(map);
 }
 
 int64_t analysis_workspace(const Map& map) {

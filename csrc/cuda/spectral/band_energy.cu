@@ -10,10 +10,13 @@
 //   backward     B H W D x, B bands D g         B (prefix + H W) D dx  those of filtered
 //
 // One pass each, bound by memory. A block owns 32 channels: see stages.cuh. Energies: the last tile has the power of
-// each coefficient. A warp owns a band then, a lane a channel, and adds them in order.
+// each coefficient. A warp owns a band then, a lane a channel, and adds them in order. Backward: the gradients of the
+// bands, which all coefficients look up, are put into shared memory with the tokens of each batch element: see
+// kept.cuh.
 #include "cuda/spectral/band_energy.h"
 
 #include "cuda/spectral/plan.h"
+#include "cuda/spectral/spread.h"
 #include "cuda/spectral/stages.cuh"
 
 namespace mlip::cuda::spectral {
@@ -61,7 +64,7 @@ void band_energy_plan(Map& map, const Matrix& along_h, const Matrix& along_w, in
   plan.forward(along_h, along_w, height, To::powers);
   map.own_fragments = map.stages;
   map.table = table_of(map);
-  map.splits = splits_of(map);
+  spread(map);
 }
 
 int64_t band_energy_workspace(const Map& map) {
@@ -80,7 +83,8 @@ void band_energy_backward_plan(Map& map, const Matrix& along_h, const Matrix& al
   plan.back(along_h.transposed(), along_w.transposed(), To::tokens);
   map.own_fragments = map.stages;
   map.table = table_of(map);
-  map.splits = splits_of(map);
+  keep(map, map.count, 1);
+  spread(map);
 }
 
 int64_t band_energy_backward_workspace(const Map& map) {

@@ -12,8 +12,6 @@ constexpr int MOST_TILES_IN_PLACE = 4;  // of rows: as many as a warp's register
 constexpr int MOST_STEPS_IN_PLACE = 8;  // longer sums are made in parts
 constexpr int MOST_FRAGMENTS = 32;      // of a matrix in shared memory
 constexpr int MOST_IN_TABLE = 4096;     // factors or bands in shared memory
-constexpr int64_t BLOCKS_WANTED = 528;  // a few for each multiprocessor of a large GPU
-constexpr int64_t LARGEST_GRID = 0xffff;
 
 // Real and imaginary parts: neither, rows, columns, or both (a complex matrix).
 inline Axis axis_of(const Matrix& matrix, bool rows_paired, bool columns_paired, float sign = 0) {
@@ -141,13 +139,6 @@ class Plan {
   float sign_ = 1;
   int pitch_ = 1, tile_ = 0, held_ = -1;
 };
-
-// Every kernel of stages: as many rows of blocks as it takes to fill a GPU.
-inline int64_t splits_of(const Map& map) {
-  const int64_t wanted = ceil_div(BLOCKS_WANTED, column_blocks(map));
-  const int64_t most = map.batch < LARGEST_GRID ? map.batch : LARGEST_GRID;
-  return wanted < most ? wanted : most;
-}
 
 inline int table_of(const Map& map) { return map.coefficients <= MOST_IN_TABLE ? map.coefficients : 0; }
 

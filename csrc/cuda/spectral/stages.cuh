@@ -4,7 +4,8 @@
 // A block reads its tokens once, 16 bytes at a time, into a tile in shared memory, as float32. A stage multiplies every
 // line of the tile (a row or a column of the grid) by a matrix on the tensor cores; a warp has a whole line, or up to
 // 64 rows of the product, in registers, and so can put the product where the line was. The last stage writes the
-// result, 16 bytes at a time. All in between, a weight for each coefficient, say, happens in registers.
+// result, 16 bytes at a time. All in between, a weight for each coefficient, say, happens in registers; kept.cuh tells
+// where the weight comes from.
 //
 // With n the column of b in mma.cuh and j = 0..3 one of four products, the channel is 4 n + j: a lane reads 4 channels
 // that lie together, and has products for 8 that lie together. Groups of 8 channels are permuted by the number of the
@@ -14,6 +15,7 @@
 // products are made in parts of 32, since tensor cores round towards zero when they add.
 #pragma once
 #include "cuda/mma.cuh"
+#include "cuda/spectral/kept.cuh"
 #include "cuda/spectral/stages.h"
 #include "cuda/spectral/tiles.cuh"
 
@@ -26,82 +28,22 @@ constexpr unsigned bit(To what) { return 1u << int(what); }
 
 // --- what becomes of products ----------------------------------------------------------------------------------------
 
-// How many coefficients one of a spectrum stands for: those of half a spectrum have a mirror image, or are their own.
-__device__ inline float multiplicity(const Map& map, int label) {
-  if (!map.fourier) return 1.0f;
-  const int k = label % map.frequencies;
-  return k == 0 || 2 * k == map.width ? 1.0f : 2.0f;
-}
-
-// A factor for each of 8 channels of a coefficient or token.
-__device__ inline void factors(const Map& map, const Block& block, To what, int64_t b, int label, int64_t channel,
-                               float (&values)[VALUES]) {
-  float factor = 0.0f;
-  if (what == To::shares) {
-    const int band = static_cast<const int*>(block.table)[label];
-    const int64_t row = (b * map.count + band) * map.channels;
-    const float twice = 2.0f * multiplicity(map, label);
-    const bool named = band >= 0 && band < map.count;
-    for (int v = 0; v < VALUES; ++v) {
-      const bool there = named && channel + v < map.channels;
-      values[v] = there ? twice * element(map.grad, map.type, row + channel + v) : 0.0f;
-    }
-    return;
-  }
+// A factor for the 8 channels of a coefficient or token.
+__device__ inline float factor_of(const Map& map, const Block& block, To what, int64_t b, int label) {
   if (what == To::scaled) {
-    factor = 2.0f * static_cast<const float*>(map.grad)[b * map.out_tokens + map.prefix + label];
-  } else {
-    factor = static_cast<const float*>(block.table)[label] * multiplicity(map, label);
+    return 2.0f * static_cast<const float*>(map.grad)[b * map.out_tokens + map.prefix + label];
   }
-#pragma unroll
-  for (int v = 0; v < VALUES; ++v) values[v] = factor;
+  return static_cast<const float*>(block.table)[label] * multiplicity(map, label);
 }
 
-__device__ inline void apply_weight(const Map& map, int label, int64_t channel, bool two, int other_label,
-                                    float (&one)[VALUES], float (&other)[VALUES]) {
-  if (!map.fourier) {
-    float weight[VALUES];
-    get_row(map.weight + label * map.channels, 1, 0, channel, map.channels, weight);
+// Twice the gradient of the band of a coefficient.
+__device__ inline void share_of(const Map& map, const Block& block, int64_t b, int label, const Rows& rows,
+                                float (&values)[VALUES]) {
+  float gradient[VALUES];
+  gradient_of(map, b, static_cast<const int*>(block.table)[label], rows, gradient);
+  const float twice = 2.0f * multiplicity(map, label);
 #pragma unroll
-    for (int v = 0; v < VALUES; ++v) one[v] *= weight[v];
-    if (!two) return;
-    get_row(map.weight + other_label * map.channels, 1, 0, channel, map.channels, weight);
-#pragma unroll
-    for (int v = 0; v < VALUES; ++v) other[v] *= weight[v];
-    return;
-  }
-  const float* row = map.weight + label * map.channels * 2;
-  const float times = multiplicity(map, label);
-#pragma unroll
-  for (int v = 0; v < VALUES; ++v) {
-    const bool there = channel + v < map.channels;
-    const float2 weight = there ? *reinterpret_cast<const float2*>(row + (channel + v) * 2) : make_float2(0.0f, 0.0f);
-    const float real = times * (one[v] * weight.x - other[v] * weight.y);
-    other[v] = times * (one[v] * weight.y + other[v] * weight.x);
-    one[v] = real;
-  }
-}
-
-__device__ inline void add_products(const Map& map, int label, int64_t channel, bool two, int other_label, bool start,
-                                    const float (&one)[VALUES], const float (&other)[VALUES],
-                                    const float (&x_one)[VALUES], const float (&x_other)[VALUES]) {
-  float* partial = map.partial + blockIdx.y * (int64_t(map.coefficients) * map.channels * (map.fourier ? 2 : 1));
-  const float times = multiplicity(map, label);
-  for (int v = 0; v < VALUES; ++v) {
-    if (channel + v >= map.channels) return;
-    if (map.fourier) {
-      float2* sum = reinterpret_cast<float2*>(partial) + label * map.channels + channel + v;
-      const float2 before = start ? make_float2(0.0f, 0.0f) : *sum;
-      *sum = make_float2(before.x + times * (one[v] * x_one[v] + other[v] * x_other[v]),
-                         before.y + times * (other[v] * x_one[v] - one[v] * x_other[v]));
-    } else {
-      float* sum = partial + label * map.channels + channel + v;
-      *sum = (start ? 0.0f : *sum) + one[v] * x_one[v];
-      if (!two) continue;
-      sum = partial + other_label * map.channels + channel + v;
-      *sum = (start ? 0.0f : *sum) + other[v] * x_other[v];
-    }
-  }
+  for (int v = 0; v < VALUES; ++v) values[v] *= twice * gradient[v];
 }
 
 // Products of a lane: row `index` of line `line`, and its partner if there are `two`, in 8 channels each.
@@ -109,10 +51,13 @@ template <unsigned MADE>
 __device__ inline void make(const Map& map, const Block& block, const Stage& stage, int64_t b, bool start, int line,
                             int index, bool one_there, bool two, float (&one)[VALUES], float (&other)[VALUES]) {
   const To what = stage.what;
-  const int local = block.lane % 4 * VALUES, point = line * stage.out.line + index * stage.out.step;
+  int lane = block.lane;
+  asm volatile("" : "+r"(lane));  // so that nothing below is computed beforehand and occupies registers
+  const int local = lane % 4 * VALUES, point = line * stage.out.line + index * stage.out.step;
   const int64_t channel = block.first_channel + local;
   const int label = line * stage.label.line + index * stage.label.step, other_label = label + stage.label.pair;
-  const bool odd = block.lane >> 2 & 1;
+  const bool odd = lane >> 2 & 1;
+  const Rows rows{label, other_label, channel, local, one_there, two, odd};
   if constexpr ((MADE & bit(To::energies)) != 0) {
     if (what == To::energies) {  // the lanes of a row add theirs: all have to come here
       float sums[2] = {};
@@ -122,8 +67,8 @@ __device__ inline void make(const Map& map, const Block& block, const Stage& sta
         sums[i] += __shfl_xor_sync(~0u, sums[i], 2);
       }
       float* energies = map.partial + (blockIdx.x * map.batch + b) * (map.out_tokens - map.prefix);
-      if (one_there && block.lane % 4 == 0) energies[label] = sums[0];
-      if (two && block.lane % 4 == 0) energies[other_label] = sums[1];
+      const int which = block.lane % 4;  // one store for both rows, whose tokens lie together
+      if (which == 0 ? one_there : which == 1 && two) energies[which ? other_label : label] = which ? sums[1] : sums[0];
       return;
     }
   }
@@ -132,6 +77,18 @@ __device__ inline void make(const Map& map, const Block& block, const Stage& sta
       exchange(one, block.lane & 1);
       exchange(other, block.lane & 1);
     }
+  }
+  if constexpr ((MADE & bit(To::products)) != 0) {
+    if (what == To::products) {
+      float x_one[VALUES] = {}, x_other[VALUES] = {};
+      if (one_there) get_point(block.tile(stage.to), point, local, odd, x_one);
+      if (two) get_point(block.tile(stage.to), point + stage.out.pair, local, odd, x_other);
+      add_products(map, rows, start, one, other, x_one, x_other);
+      return;
+    }
+  }
+  if constexpr ((MADE & bit(To::weighted)) != 0) {
+    if (what == To::weighted) apply_weights(map, rows, one, other);
   }
   if (!one_there) return;
   if constexpr ((MADE & bit(To::tokens)) != 0) {
@@ -151,27 +108,18 @@ __device__ inline void make(const Map& map, const Block& block, const Stage& sta
       return;
     }
   }
-  if constexpr ((MADE & bit(To::products)) != 0) {
-    if (what == To::products) {
-      float x_one[VALUES], x_other[VALUES];
-      get_point(block.tile(stage.to), point, local, odd, x_one);
-      if (two) get_point(block.tile(stage.to), point + stage.out.pair, local, odd, x_other);
-      add_products(map, label, channel, two, other_label, start, one, other, x_one, x_other);
-      return;
+  if constexpr ((MADE & bit(To::shares)) != 0) {
+    if (what == To::shares) {
+      share_of(map, block, b, label, rows, one);
+      if (two) share_of(map, block, b, other_label, rows, other);
     }
   }
-  if constexpr ((MADE & bit(To::weighted)) != 0) {
-    if (what == To::weighted) apply_weight(map, label, channel, two, other_label, one, other);
-  }
-  if constexpr ((MADE & (bit(To::factored) | bit(To::shares) | bit(To::scaled))) != 0) {
-    if (what == To::factored || what == To::shares || what == To::scaled) {
-      float factor[VALUES];
-      factors(map, block, what, b, label, channel, factor);
+  if constexpr ((MADE & (bit(To::factored) | bit(To::scaled))) != 0) {
+    if (what == To::factored || what == To::scaled) {
+      const float factor = factor_of(map, block, what, b, label);
+      const float other_factor = two && stage.label.pair ? factor_of(map, block, what, b, other_label) : factor;
 #pragma unroll
-      for (int v = 0; v < VALUES; ++v) one[v] *= factor[v];
-      if (two && stage.label.pair) factors(map, block, what, b, other_label, channel, factor);
-#pragma unroll
-      for (int v = 0; v < VALUES; ++v) other[v] *= factor[v];
+      for (int v = 0; v < VALUES; ++v) one[v] *= factor, other[v] *= other_factor;
     }
   }
   if constexpr ((MADE & bit(To::powers)) != 0) {
@@ -261,18 +209,21 @@ __device__ inline void run_stages(const Map& map, const Finish& finish) {
   int* const table = reinterpret_cast<int*>(shared + map.fragments * WARP);
   const int* const bands = map.bands ? map.bands : reinterpret_cast<const int*>(map.factor);
   block.table = map.table ? table : bands;
-  block.tiles = reinterpret_cast<float*>(table + (map.table + 3) / 4 * 4);
+  block.tiles = kept_points(map) + map.kept * CHANNELS;
   if (map.workspace) {
     block.tiles = map.workspace + (blockIdx.y * int64_t(gridDim.x) + blockIdx.x) * map.tiles * block.tile_floats;
   }
   block.first_channel = blockIdx.x * int64_t(CHANNELS);
   read_matrices(map, block, shared);
   for (int i = block.warp * WARP + block.lane; i < map.table; i += THREADS) table[i] = bands[i];
+  if constexpr ((MADE & bit(To::weighted)) != 0) keep_weights(map, block);
   for (int64_t b = blockIdx.y; b < map.batch; b += gridDim.y) {
     const int skipped = map.out_imaginary || map.imaginary ? 0 : map.prefix;
     read(map, block, map.x, b, map.imaginary ? 0 : map.prefix, 0, block.tile(map.first_tile));
     if (map.imaginary) read(map, block, map.second, b, 0, map.imaginary, block.tile(map.first_tile));
     if constexpr ((MADE & bit(To::tokens)) != 0) write_prefix(map, block, b);
+    if constexpr ((MADE & bit(To::shares)) != 0) keep_gradients(map, block, b);
+    if constexpr ((MADE & bit(To::weighted)) != 0) __pipeline_wait_prior(0);  // for the weights, in the first pass
     __syncthreads();
     for (int s = 0; s < map.stages; ++s) {
       if constexpr ((MADE & bit(To::products)) != 0) {
@@ -285,6 +236,7 @@ __device__ inline void run_stages(const Map& map, const Finish& finish) {
     }
     finish(block, b);
   }
+  if constexpr ((MADE & bit(To::products)) != 0) write_sums(map, block);
 }
 
 // The grid, block and shared memory of `kernel`; called before the launch, to find out whether the tiles fit.

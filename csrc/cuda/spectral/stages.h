@@ -20,7 +20,7 @@ struct Matrix {
   int64_t row = 0, column = 0, part = 0;
   int rows = 0, columns = 0;
 
-  Matrix transposed() const { return {data, column, row, part, columns, rows}; }
+  constexpr Matrix transposed() const { return {data, column, row, part, columns, rows}; }
 };
 
 // A matrix cut for mma.m16n8k8. A tile has rows in two halves of 8: row i and, `row_pair` further, its partner, which
@@ -89,6 +89,8 @@ struct Map {
   bool copy_prefix;  // from x; else the prefix is 0
 
   const float* weight;  // [coefficients, D] or [coefficients, D, 2]
+  bool row_vector;      // whether rows of the weight, of its gradient or of `grad` can be read 16 bytes at a time
+  int kept;             // points of them in shared memory: one for each row, two for complex ones
   const float* factor;  // [coefficients]
   const int* bands;     // [coefficients]
   int table;            // how many of them are put into shared memory: all or none
@@ -106,15 +108,18 @@ struct Map {
 };
 
 constexpr int64_t FRAGMENT_BYTES = WARP * 16;
+constexpr int64_t POINT_BYTES = CHANNELS * 4;
 
 inline int64_t column_blocks(const Map& map) { return ceil_div(map.channels, CHANNELS); }
-inline int64_t tile_bytes(const Map& map) { return int64_t(map.tiles) * map.tile_points * CHANNELS * 4; }
+inline int64_t tile_bytes(const Map& map) { return int64_t(map.tiles) * map.tile_points * POINT_BYTES; }
+constexpr int table_entries(const Map& map) { return (map.table + WARP - 1) / WARP * WARP; }  // what follows is aligned
 inline int64_t fragment_bytes(const Map& map) { return map.fragments * FRAGMENT_BYTES; }
 
 // Grid and block of every kernel of stages: a block has 32 channels and every `splits`-th batch element.
 inline Launch stages_launch(const Map& map) { return {column_blocks(map), map.splits, WARP, WARPS}; }
 inline int64_t stages_shared(const Map& map) {
-  return fragment_bytes(map) + ceil_div(map.table, 4) * 16 + (map.workspace ? 0 : tile_bytes(map));
+  const int64_t kept = int64_t(map.kept) * POINT_BYTES;
+  return fragment_bytes(map) + 4 * table_entries(map) + kept + (map.workspace ? 0 : tile_bytes(map));
 }
 
 }  // namespace mlip::cuda::spectral

@@ -11,6 +11,7 @@
 #include "cuda/spectral/synthesis.h"
 
 #include "cuda/spectral/plan.h"
+#include "cuda/spectral/spread.h"
 #include "cuda/spectral/stages.cuh"
 
 namespace mlip::cuda::spectral {
@@ -29,7 +30,7 @@ void synthesis_plan(Map& map, const Matrix& along_h, const Matrix& along_w, int 
   plan.read(height, frequencies, true);
   plan.back(along_h, along_w, To::tokens);
   map.own_fragments = map.stages;
-  map.splits = splits_of(map);
+  spread(map);
 }
 
 int64_t synthesis_workspace(const Map& map) {

@@ -88,14 +88,6 @@ __device__ inline void put_row(void* data, Type type, bool vector, int64_t row, 
   }
 }
 
-// 8 float32 values of a row of a table with `stride` elements per channel, starting at element `which`; 0 behind the
-// end.
-__device__ inline void get_row(const float* row, int stride, int which, int64_t channel, int64_t channels,
-                               float (&values)[VALUES]) {
-#pragma unroll
-  for (int v = 0; v < VALUES; ++v) values[v] = channel + v < channels ? row[(channel + v) * stride + which] : 0.0f;
-}
-
 // --- tiles -----------------------------------------------------------------------------------------------------------
 
 // Lanes next to each other write the halves of 8 channels in different order: no bank conflicts.
@@ -200,37 +192,58 @@ __device__ inline float4 fragment_of(const Axis& axis, int m, int k, int lane) {
                      rr && cc ? from[down + right] : 0.0f);
 }
 
-// Matrices are read in the order of their elements, which are put where their fragments are.
-__device__ inline void read_matrix(const Axis& axis, int thread, float4* fragments) {
-  const Matrix& matrix = axis.matrix;
-  const bool row_by_row = matrix.column <= matrix.row;
-  const int inner = row_by_row ? matrix.columns : matrix.rows;
-  for (int i = thread; i < matrix.rows * matrix.columns; i += THREADS) {
-    int row = row_by_row ? i / inner : i % inner, column = row_by_row ? i % inner : i / inner;
-    const float* from = matrix.data + row * matrix.row + column * matrix.column;
-    if (axis.sign != 0.0f) {
-      const float real = *from, imaginary = axis.sign * from[matrix.part];
-      const int lane = row % 8 * 4 + column % 4;
-      fragments[(row / 8 * axis.k_steps + column / 4) * WARP + lane] = make_float4(real, imaginary, -imaginary, real);
-      continue;
-    }
-    const bool second_row = axis.row_tile == 8 ? row >= axis.row_limit : row % 16 >= 8;
-    const bool second_column = axis.column_tile == 4 ? column >= axis.column_limit : column % 8 >= 4;
-    if (axis.row_tile == 8 && second_row) row -= axis.row_limit;
-    if (axis.column_tile == 4 && second_column) column -= axis.column_limit;
-    const int fragment = row / axis.row_tile * axis.k_steps + column / axis.column_tile;
-    float* to = reinterpret_cast<float*>(fragments + fragment * WARP + row % 8 * 4 + column % 4);
-    to[(second_row ? 1 : 0) + (second_column ? 2 : 0)] = *from;
+// Puts an element of a matrix where its fragment is.
+__device__ inline void put_element(const Axis& axis, int row, int column, float real, float imaginary,
+                                   float4* fragments) {
+  if (axis.sign != 0.0f) {
+    const float part = axis.sign * imaginary;
+    fragments[(row / 8 * axis.k_steps + column / 4) * WARP + row % 8 * 4 + column % 4] =
+        make_float4(real, part, -part, real);
+    return;
   }
+  const bool second_row = axis.row_tile == 8 ? row >= axis.row_limit : row % 16 >= 8;
+  const bool second_column = axis.column_tile == 4 ? column >= axis.column_limit : column % 8 >= 4;
+  if (axis.row_tile == 8 && second_row) row -= axis.row_limit;
+  if (axis.column_tile == 4 && second_column) column -= axis.column_limit;
+  const int fragment = row / axis.row_tile * axis.k_steps + column / axis.column_tile;
+  float* to = reinterpret_cast<float*>(fragments + fragment * WARP + row % 8 * 4 + column % 4);
+  to[(second_row ? 1 : 0) + (second_column ? 2 : 0)] = real;
 }
 
+__device__ inline bool same(const Matrix& a, const Matrix& b) {
+  return a.data == b.data && a.row == b.row && a.column == b.column && a.rows == b.rows && a.columns == b.columns;
+}
+
+// Matrices are read once, in the order of their elements, for all stages that use them or their transposes.
 __device__ inline void read_matrices(const Map& map, const Block& block, float4* fragments) {
   const int thread = block.warp * WARP + block.lane;
   for (int i = thread; i < map.fragments * WARP; i += THREADS) fragments[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   __syncthreads();
   for (int s = 0; s < map.own_fragments; ++s) {
-    const Axis& axis = map.stage[s].axis;
-    if (axis.fragments >= 0) read_matrix(axis, thread, fragments + axis.fragments * WARP);
+    const Matrix& matrix = map.stage[s].axis.matrix;
+    bool done = map.stage[s].axis.fragments < 0;
+    for (int t = 0; t < s; ++t) {
+      const Axis& axis = map.stage[t].axis;
+      done = done || (axis.fragments >= 0 && (same(axis.matrix, matrix) || same(axis.matrix.transposed(), matrix)));
+    }
+    if (done) continue;
+    const bool row_by_row = matrix.column <= matrix.row;
+    const int inner = row_by_row ? matrix.columns : matrix.rows;
+    for (int i = thread; i < matrix.rows * matrix.columns; i += THREADS) {
+      const int row = row_by_row ? i / inner : i % inner, column = row_by_row ? i % inner : i / inner;
+      const float* from = matrix.data + row * matrix.row + column * matrix.column;
+      const float real = *from, imaginary = matrix.part ? from[matrix.part] : 0.0f;
+      for (int t = s; t < map.own_fragments; ++t) {
+        const Axis& axis = map.stage[t].axis;
+        if (axis.fragments < 0) continue;
+        float4* to = fragments + axis.fragments * WARP;
+        if (same(axis.matrix, matrix)) {
+          put_element(axis, row, column, real, imaginary, to);
+        } else if (same(axis.matrix.transposed(), matrix)) {
+          put_element(axis, column, row, real, imaginary, to);
+        }
+      }
+    }
   }
 }
 

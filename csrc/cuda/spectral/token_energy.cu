@@ -15,6 +15,7 @@
 #include "cuda/spectral/token_energy.h"
 
 #include "cuda/spectral/plan.h"
+#include "cuda/spectral/spread.h"
 #include "cuda/spectral/stages.cuh"
 
 namespace mlip::cuda::spectral {
@@ -56,7 +57,7 @@ void token_energy_plan(Map& map, const Matrix& along_h, const Matrix& along_w, i
   plan.back(along_h.transposed(), along_w.transposed(), To::energies);
   map.own_fragments = map.stages;
   map.table = table_of(map);
-  map.splits = splits_of(map);
+  spread(map);
 }
 
 int64_t token_energy_workspace(const Map& map) {
@@ -81,7 +82,7 @@ void token_energy_backward_plan(Map& map, const Matrix& along_h, const Matrix& a
   }
   share_fragments(map);
   map.table = table_of(map);
-  map.splits = splits_of(map);
+  spread(map);
 }
 
 int64_t token_energy_backward_workspace(const Map& map) {

@@ -11,6 +11,7 @@ from mlip_kernels.ops.arguments import (
     check_choice,
     check_grid,
     check_integer,
+    check_out,
     check_prefix,
     check_same_device,
     check_shape,
@@ -132,3 +133,19 @@ def check_bands(bands: object, x: Tensor, shape: list[int], layout: str) -> tupl
             f"bands: expected bands * coefficients <= {LARGEST_BAND_MATRIX}, got {count} bands of {coefficients}"
         )
     return bands, count  # type: ignore[return-value]
+
+
+def check_given(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return where the result is to be written: nowhere in particular, or ``out``."""
+    return () if out is None else (check_out("out", out, shape, layout, inputs),)
+
+
+def check_given_pair(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tensors that receive real and imaginary part."""
+    if not isinstance(out, Sequence) or len(out) != 2:
+        count = f" of {len(out)}" if isinstance(out, Sequence) else ""
+        raise TypeError(f"out: expected (real, imag), got a {type(out).__name__}{count}")
+    real, imag = (check_out(f"out[{i}]", part, shape, layout, inputs) for i, part in enumerate(out))
+    if real is imag:
+        raise ValueError("out: expected two tensors, got the same twice")
+    return real, imag

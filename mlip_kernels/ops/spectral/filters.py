@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from mlip_kernels.ops.arguments import check_choice
 from mlip_kernels.ops.spectral.checks import (
     check_filter_weight,
+    check_given,
     check_grid_tokens,
     check_norm,
     spectrum_layout,
@@ -26,6 +28,7 @@ def spectral_filter(
     basis: str = "rfft",
     norm: str | None = "ortho",
     prefix_tokens: int = 0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Transform tokens, multiply each coefficient of each channel by a weight, transform back.
 
@@ -45,6 +48,10 @@ def spectral_filter(
         norm: ``"ortho"``, ``"backward"`` (or ``None``) or ``"forward"``, applied both ways; the factors cancel, so it
             has no effect on the result beyond rounding.
         prefix_tokens: leading class or register tokens, which are copied through.
+        out: a tensor with the shape, dtype and device of x that receives the result and is returned, as in torch. It
+            may have any strides and share memory with x or the weight. On CPUs nothing of its size is allocated where
+            it is contiguous, shares no memory with them, and no weight in float64 widens x; in all other cases the
+            result is computed and copied.
 
     Returns:
         ``[B, N, D]`` in the dtype of x, computed in float32 (float64 if x or the weight is) and rounded once. A weight
@@ -55,6 +62,7 @@ def spectral_filter(
 
     Raises:
         TypeError, ValueError: naming the argument.
+        RuntimeError: ``out`` is given and autograd would record the call.
 
     Source: Rao et al., "Global Filter Networks for Image Classification", NeurIPS 2021, equations 3 to 5.
     """
@@ -64,4 +72,8 @@ def spectral_filter(
     shape = [*spectrum_shape(x.shape[1] - prefix_tokens, grid, basis), x.shape[2], *pair]
     weight = check_filter_weight(weight, x, shape, spectrum_layout(grid, basis, channels))
     check_norm(norm)
-    return reference.spectral_filter(x, weight, grid, basis, prefix_tokens, primitives())
+    given = check_given(out, x.shape, "[B, N, D]", x, weight)
+    if weight.dtype == torch.float64 != x.dtype:  # computed in another dtype than that of the result
+        result = reference.spectral_filter(x, weight, grid, basis, prefix_tokens, primitives())
+        return result if out is None else out.copy_(result)
+    return reference.spectral_filter(x, weight, grid, basis, prefix_tokens, primitives(*given))

@@ -6,22 +6,49 @@ energies are quadratic; their gradients recompute the spectrum and refuse a seco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from mlip_kernels._library import define, differentiate, reference_requested
+from mlip_kernels._library import define, define_out, differentiate, reference_requested
 from mlip_kernels.reference.spectral import primitives as reference
 from mlip_kernels.reference.spectral.primitives import PLAIN, Primitives, adjoint
 
 _MATRICES = "Tensor? along_h, Tensor along_w, SymInt height, SymInt width, SymInt prefix_tokens"
 
 
-def primitives() -> Primitives:
-    """The registered operators, or plain PyTorch where it was asked for or a function transform needs it."""
-    return PLAIN if reference_requested() or torch._C._functorch.peek_interpreter_stack() is not None else REGISTERED
+def primitives(*out: Tensor) -> Primitives:
+    """The registered operators, or plain PyTorch where it was asked for or where it alone can be transformed.
+
+    An operator with a registered gradient would drop the tangents of forward-mode differentiation without a word.
+    With ``out``, separable, analysis, synthesis and filtered write their results there and return these tensors.
+    """
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    found = PLAIN if transformed or reference_requested() else REGISTERED
+    if not out:
+        return found
+    writing = [_copying(operator, out) for operator in PLAIN[:4]] if found is PLAIN else [_into(o, out) for o in INTO]
+    return found._replace(**dict(zip(Primitives._fields, writing, strict=False)))
+
+
+def _into(operator: Callable[..., None], out: tuple[Tensor, ...]) -> Callable[..., Any]:
+    def write(*arguments: Any) -> Any:
+        operator(*arguments, *out)
+        return out if len(out) > 1 else out[0]
+
+    return write
+
+
+def _copying(operator: Callable[..., Any], out: tuple[Tensor, ...]) -> Callable[..., Any]:
+    def write(*arguments: Any) -> Any:
+        result = operator(*arguments)
+        return tuple(map(Tensor.copy_, out, result)) if len(out) > 1 else out[0].copy_(result)
+
+    return write
 
 
 def _transposed(matrix: Tensor | None) -> Tensor | None:
@@ -45,6 +72,7 @@ _separable = define(
     f"spectral_separable(Tensor x, {_MATRICES}) -> Tensor",
     reference=reference.separable,
     fake=_fake_separable,
+    triton="mlip_kernels.triton.spectral.transforms:separable",
 )
 
 
@@ -83,12 +111,14 @@ _analysis = define(
     f"spectral_analysis(Tensor x, {_MATRICES}) -> (Tensor real, Tensor imaginary)",
     reference=reference.analysis,
     fake=_fake_analysis,
+    triton="mlip_kernels.triton.spectral.transforms:analysis",
 )
 _synthesis = define(
     "spectral_synthesis(Tensor real, Tensor imaginary, Tensor? along_h, Tensor along_w, SymInt prefix_tokens)"
     " -> Tensor",
     reference=reference.synthesis,
     fake=_fake_synthesis,
+    triton="mlip_kernels.triton.spectral.transforms:synthesis",
 )
 
 
@@ -145,11 +175,13 @@ _filtered = define(
     f"spectral_filtered(Tensor x, Tensor weight, {_MATRICES}) -> Tensor",
     reference=reference.filtered,
     fake=_fake_filtered,
+    triton="mlip_kernels.triton.spectral.filtered:filtered",
 )
 _filtered_backward_weight = define(
     f"spectral_filtered_backward_weight(Tensor grad, Tensor x, {_MATRICES}, bool fourier) -> Tensor",
     reference=reference.filtered_backward_weight,
     fake=_fake_filtered_backward_weight,
+    triton="mlip_kernels.triton.spectral.filtered_backward_weight:filtered_backward_weight",
 )
 
 
@@ -235,21 +267,25 @@ _band_energy = define(
     f"spectral_band_energy(Tensor x, Tensor bands, SymInt count, {_MATRICES}, bool fourier) -> Tensor",
     reference=reference.band_energy,
     fake=_fake_band_energy,
+    triton="mlip_kernels.triton.spectral.band_energy:band_energy",
 )
 _band_energy_backward = define(
     f"spectral_band_energy_backward(Tensor grad, Tensor x, Tensor bands, {_MATRICES}, bool fourier) -> Tensor",
     reference=reference.band_energy_backward,
     fake=_fake_band_energy_backward,
+    triton="mlip_kernels.triton.spectral.band_energy:band_energy_backward",
 )
 _token_energy = define(
     f"spectral_token_energy(Tensor x, Tensor kept, {_MATRICES}) -> Tensor",
     reference=reference.token_energy,
     fake=_fake_token_energy,
+    triton="mlip_kernels.triton.spectral.token_energy:token_energy",
 )
 _token_energy_backward = define(
     f"spectral_token_energy_backward(Tensor grad, Tensor x, Tensor kept, {_MATRICES}) -> Tensor",
     reference=reference.token_energy_backward,
     fake=_fake_token_energy_backward,
+    triton="mlip_kernels.triton.spectral.token_energy:token_energy_backward",
 )
 
 
@@ -287,3 +323,10 @@ differentiate(
 )
 
 REGISTERED = Primitives(_separable, _analysis, _synthesis, _filtered, _band_energy, _token_energy)
+INTO = (
+    define_out("spectral_separable", "out"),
+    define_out("spectral_analysis", "out_real", "out_imaginary"),
+    define_out("spectral_synthesis", "out"),
+    define_out("spectral_filtered", "out"),
+)
+"""The first four, with the results in the given tensors."""

@@ -9,10 +9,13 @@ from torch import Tensor
 from mlip_kernels.ops.spectral.checks import (
     check_axis,
     check_dct_type,
+    check_given,
+    check_given_pair,
     check_grid_tokens,
     check_new_grid,
     check_norm,
     check_spectrum,
+    spectrum_shape,
 )
 from mlip_kernels.ops.spectral.primitives import primitives
 from mlip_kernels.reference import spectral as reference
@@ -26,6 +29,7 @@ def dct(
     grid: Sequence[int] | None = None,
     norm: str | None = "ortho",
     prefix_tokens: int = 0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Discrete cosine transform of tokens, with the types and norms of ``scipy.fft``.
 
@@ -41,6 +45,9 @@ def dct(
         norm: ``"ortho"`` (orthonormal: scipy's ``orthogonalize=True``), ``"backward"`` (the transform is not scaled)
             or ``"forward"`` (it is divided by 2n, for type 1 by 2(n - 1), per axis); ``None`` means ``"backward"``.
         prefix_tokens: leading class or register tokens, which are copied through.
+        out: a tensor with the shape, dtype and device of x that receives the result and is returned, as in torch. It
+            may have any strides and share memory with x. On CPUs nothing of its size is allocated where it is
+            contiguous, shares no memory with x, and ``dim`` is 1; in all other cases the result is computed and copied.
 
     Returns:
         ``[B, N, D]`` in the dtype of x; on a grid, token ``prefix_tokens + k_h · W + k_w`` is coefficient
@@ -51,13 +58,16 @@ def dct(
 
     Raises:
         TypeError, ValueError: naming the argument. Type 1 needs two points along each axis.
+        RuntimeError: ``out`` is given and autograd would record the call.
 
     Source: Ahmed, Natarajan and Rao, "Discrete Cosine Transform", IEEE Transactions on Computers, 1974.
     """
     x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
     dim = check_axis(dim, grid)
     type = check_dct_type(type, _lengths(x, dim, grid, prefix_tokens))
-    return reference.dct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives())
+    given = check_given(out, x.shape, "[B, N, D]", x)
+    result = reference.dct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives(*given))
+    return result if out is None or dim == 1 else out.copy_(result)
 
 
 def idct(
@@ -68,6 +78,7 @@ def idct(
     grid: Sequence[int] | None = None,
     norm: str | None = "ortho",
     prefix_tokens: int = 0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Inverse of `dct` with the same arguments: ``idct(dct(x, ...), ...)`` is x, for each type and norm.
 
@@ -78,11 +89,18 @@ def idct(
     x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
     dim = check_axis(dim, grid)
     type = check_dct_type(type, _lengths(x, dim, grid, prefix_tokens))
-    return reference.idct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives())
+    given = check_given(out, x.shape, "[B, N, D]", x)
+    result = reference.idct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives(*given))
+    return result if out is None or dim == 1 else out.copy_(result)
 
 
 def rfft(
-    x: Tensor, *, grid: Sequence[int] | None = None, norm: str | None = "ortho", prefix_tokens: int = 0
+    x: Tensor,
+    *,
+    grid: Sequence[int] | None = None,
+    norm: str | None = "ortho",
+    prefix_tokens: int = 0,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Fourier transform of real tokens as two real tensors: no complex tensor appears.
 
@@ -94,6 +112,7 @@ def rfft(
         norm: ``"ortho"`` (divide by the square root of the number of points), ``"backward"`` (do not scale; ``None``
             means the same) or ``"forward"`` (divide by the number of points).
         prefix_tokens: leading class or register tokens, which are left out of the spectrum.
+        out: two tensors ``(real, imag)`` that receive the result and are returned, as `dct` describes.
 
     Returns:
         ``(real, imag)`` in the dtype of x, each ``[B, n // 2 + 1, D]`` with ``n = N - prefix_tokens``, or
@@ -104,11 +123,19 @@ def rfft(
 
     Raises:
         TypeError, ValueError: naming the argument.
+        RuntimeError: ``out`` is given and autograd would record the call.
 
     Source: Cooley and Tukey, Mathematics of Computation 19, 1965, for the transform; definition of ``torch.fft``.
     """
     x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
-    return reference.rfft(x, grid, check_norm(norm), prefix_tokens, primitives())
+    norm = check_norm(norm)
+    if out is None:
+        return reference.rfft(x, grid, norm, prefix_tokens, primitives())
+    length = x.shape[1] - prefix_tokens
+    shape = [x.shape[0], *spectrum_shape(length, grid, "rfft"), x.shape[2]]
+    parts = check_given_pair(out, shape, "[B, H, W // 2 + 1, D]" if grid else "[B, n // 2 + 1, D]", x)
+    reference.rfft(x, grid, norm, prefix_tokens, primitives(*(part if grid else part.unsqueeze(1) for part in parts)))
+    return parts
 
 
 def irfft(
@@ -118,6 +145,7 @@ def irfft(
     n: int | None = None,
     grid: Sequence[int] | None = None,
     norm: str | None = "ortho",
+    out: Tensor | None = None,
 ) -> Tensor:
     """Real tokens from half a spectrum: the inverse of `rfft`.
 
@@ -132,6 +160,8 @@ def irfft(
             for an odd number of tokens. Not given together with a grid.
         grid: ``(H, W)``, or ``None`` for the token axis.
         norm: the norm that `rfft` was called with.
+        out: a tensor of the shape of the result and the dtype and device of ``real`` that receives the result and is
+            returned, as `dct` describes.
 
     Returns:
         ``[B, n, D]`` or ``[B, H · W, D]`` in the dtype of ``real``. Half precision is computed in float32 and rounded
@@ -141,9 +171,12 @@ def irfft(
 
     Raises:
         TypeError, ValueError: naming the argument. A spectrum is never cropped or padded to fit n.
+        RuntimeError: ``out`` is given and autograd would record the call.
     """
     real, imag, n, grid = check_spectrum(real, imag, n, grid)
-    return reference.irfft(real, imag, n, grid, check_norm(norm), primitives())
+    shape = [real.shape[0], n, real.shape[-1]]
+    given = check_given(out, shape, "[B, H · W, D]" if grid else "[B, n, D]", real, imag)
+    return reference.irfft(real, imag, n, grid, check_norm(norm), primitives(*given))
 
 
 def spectral_resize(
@@ -153,6 +186,7 @@ def spectral_resize(
     *,
     rescale: bool = True,
     prefix_tokens: int = 0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Resize the patch grid in the frequency domain.
 
@@ -166,6 +200,8 @@ def spectral_resize(
         rescale: multiply by ``sqrt(h·w / (H·W))``, which keeps constants constant; without it the energy is kept
             where nothing is cropped.
         prefix_tokens: leading class or register tokens, which are copied through.
+        out: a tensor of the shape of the result and the dtype and device of x that receives the result and is returned,
+            as `dct` describes.
 
     Returns:
         ``[B, prefix_tokens + h · w, D]`` in the dtype of x. Half precision is computed in float32 and rounded once.
@@ -174,12 +210,15 @@ def spectral_resize(
 
     Raises:
         TypeError, ValueError: naming the argument.
+        RuntimeError: ``out`` is given and autograd would record the call.
     """
     old, new = check_new_grid("grid", grid), check_new_grid("new_grid", new_grid)
     x, _, prefix_tokens = check_grid_tokens(x, old, prefix_tokens)
     if not isinstance(rescale, bool):
         raise TypeError(f"rescale: expected True or False, got {rescale!r}")
-    return reference.spectral_resize(x, old, new, rescale, prefix_tokens, primitives())
+    shape = [x.shape[0], prefix_tokens + new[0] * new[1], x.shape[2]]
+    given = check_given(out, shape, "[B, prefix_tokens + h · w, D]", x)
+    return reference.spectral_resize(x, old, new, rescale, prefix_tokens, primitives(*given))
 
 
 def _lengths(x: Tensor, dim: int, grid: tuple[int, int] | None, prefix_tokens: int) -> tuple[int, ...]:

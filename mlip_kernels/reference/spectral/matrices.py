@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from mlip_kernels.reference.spectral.constants import fetched_by_graphs
+
 _INVERSE_TYPE = {1: 1, 2: 3, 3: 2, 4: 4}
 _INVERSE_NORM = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
 
@@ -32,10 +34,11 @@ def _ones_except(mask: Tensor, value: float) -> Tensor:
 
 def _scale(norm: str, period: int, *, inverse: bool = False) -> float:
     if norm == "ortho":
-        return 1 / math.sqrt(period)
+        return 1 / torch.sym_sqrt(period)
     return 1 / period if (norm == "forward") != inverse else 1.0
 
 
+@fetched_by_graphs
 def dct_matrix(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
     """``[n, n]`` matrix of ``scipy.fft.dct`` of this type and norm (``ortho`` means ``orthogonalize=True``)."""
     k = torch.arange(n, device=device)
@@ -64,17 +67,20 @@ def dct_matrix(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
     return matrix * _scale(norm, period)
 
 
+@fetched_by_graphs
 def idct_matrix(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
     """The inverse of `dct_matrix`: types 2 and 3 are each other's inverse, 1 and 4 their own, up to the norm."""
     return dct_matrix(n, _INVERSE_TYPE[type], _INVERSE_NORM[norm], device=device)
 
 
+@fetched_by_graphs
 def rfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     """``[2 (n // 2 + 1), n]``: real tokens to the real parts, then the imaginary parts, of half the spectrum."""
     cosine, sine = _waves(torch.arange(n // 2 + 1, device=device), torch.arange(n, device=device), n)
     return torch.cat((cosine, -sine)) * _scale(norm, n)
 
 
+@fetched_by_graphs
 def irfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     """``[n, 2 (n // 2 + 1)]``: half a spectrum, real then imaginary parts, to real tokens.
 
@@ -87,6 +93,7 @@ def irfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     return torch.cat((torch.where(own_image, cosine, 2 * cosine), -2 * sine), 1) * _scale(norm, n, inverse=True)
 
 
+@fetched_by_graphs
 def fft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     """``[2, n, n]``: real and imaginary part of the matrix of the complex FFT."""
     k = torch.arange(n, device=device)
@@ -94,6 +101,7 @@ def fft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     return torch.stack((cosine, -sine)) * _scale(norm, n)
 
 
+@fetched_by_graphs
 def ifft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     """``[2, n, n]``: real and imaginary part of the matrix of the inverse of the complex FFT."""
     k = torch.arange(n, device=device)
@@ -101,9 +109,10 @@ def ifft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     return torch.stack((cosine, sine)) * _scale(norm, n, inverse=True)
 
 
+@fetched_by_graphs
 def resize_matrix(n: int, new_n: int, rescale: bool, *, device: torch.device) -> Tensor:
     """``[new_n, n]``: orthonormal DCT, its first ``new_n`` coefficients (or zeros behind), inverse on ``new_n``."""
-    kept = min(n, new_n)
+    kept = torch.sym_min(n, new_n)
     analysis = dct_matrix(n, 2, "ortho", device=device)[:kept]
     synthesis = dct_matrix(new_n, 3, "ortho", device=device)[:, :kept]
-    return synthesis @ analysis * (math.sqrt(new_n / n) if rescale else 1.0)
+    return synthesis @ analysis * (torch.sym_sqrt(new_n / n) if rescale else 1.0)

@@ -14,9 +14,9 @@ import importlib.util
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -32,7 +32,8 @@ Pointers = ctypes.POINTER(ctypes.c_void_p)
 Three = ctypes.POINTER(ctypes.c_uint * 3)
 LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, Three, Three, ctypes.c_size_t, Pointers)
 ALLOW = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
-NO_DEVICE = 100  # cudaErrorNoDevice
+DESCRIBE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_int))
+INVALID_VALUE, NO_DEVICE = 1, 100  # cudaError_t
 
 allowed_shared: dict[str, int] = {}
 """Most bytes of dynamic shared memory, by kernel, where a launcher asked for more than every kernel may have. For as
@@ -40,7 +41,11 @@ long as the process lives, as on a GPU."""
 
 
 class Runtime(Protocol):
-    """What stands behind ``cudart.cpp``. Both return a cudaError_t."""
+    """What stands behind ``cudart.cpp``. Launches and permissions return a cudaError_t."""
+
+    @property
+    def attributes(self) -> Mapping[int, int]:
+        """What launchers may ask about the device: cudaDeviceAttr -> value."""
 
     def launch(
         self, library: CudaLibrary, kernel: str, grid: tuple, block: tuple, shared: int, parameters: Pointers
@@ -72,8 +77,8 @@ class CudaLibrary:
         file = self._linked()
         torch.ops.load_library(file)
         library = ctypes.CDLL(str(file))
-        library.emulated_cuda_connect.argtypes = [LAUNCH, ALLOW]
-        callbacks = LAUNCH(self._launch), ALLOW(_allow)
+        library.emulated_cuda_connect.argtypes = [LAUNCH, ALLOW, DESCRIBE]
+        callbacks = LAUNCH(self._launch), ALLOW(_allow), DESCRIBE(_describe)
         _callbacks.append(callbacks)
         library.emulated_cuda_connect(*callbacks)
         return library
@@ -156,6 +161,15 @@ def plain_names(text: str) -> str:
 
 def _allow(kernel: bytes, dynamic_shared: int) -> int:
     return NO_DEVICE if _runtime is None else _runtime.allow(plain_names(kernel.decode()), dynamic_shared)
+
+
+def _describe(attribute: int, value: Any) -> int:
+    if _runtime is None:
+        return NO_DEVICE
+    if attribute not in _runtime.attributes:
+        return INVALID_VALUE
+    value[0] = _runtime.attributes[attribute]
+    return 0
 
 
 def _compile_ptx(sources: Sequence[Path], arch: int, place: Path, targets: Sequence[str]) -> list[str]:

@@ -13,13 +13,15 @@
 
 namespace {
 
-// Python's side: both return a cudaError_t.
+// Python's side: they return a cudaError_t.
 using Launch = int (*)(const char* kernel, const unsigned grid[3], const unsigned block[3], size_t shared,
                        void** arguments);
 using Allow = int (*)(const char* kernel, int dynamic_shared);  // sets the most that later launches may ask for
+using Describe = int (*)(int attribute, int* value);            // of the device
 
 Launch launch_in_python = nullptr;
 Allow allow_in_python = nullptr;
+Describe describe_in_python = nullptr;
 
 thread_local cudaError_t last_error = cudaSuccess;
 
@@ -53,9 +55,10 @@ cudaError_t launch(const void* stub, dim3 grid, dim3 block, void** arguments, si
 
 extern "C" {
 
-__attribute__((visibility("default"))) void emulated_cuda_connect(Launch launch, Allow allow) {
+__attribute__((visibility("default"))) void emulated_cuda_connect(Launch launch, Allow allow, Describe describe) {
   launch_in_python = launch;
   allow_in_python = allow;
+  describe_in_python = describe;
 }
 
 // What the code calls that nvcc writes.
@@ -111,6 +114,15 @@ cudaError_t cudaFuncSetAttribute(const void* stub, cudaFuncAttribute attribute, 
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;  // the others are about speed
   if (allow_in_python == nullptr) return report(cudaErrorNoDevice);
   return report(cudaError_t(allow_in_python(found->second.c_str(), value)));
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  return report(describe_in_python ? cudaError_t(describe_in_python(attribute, value)) : cudaErrorNoDevice);
 }
 
 cudaError_t cudaGetLastError() {

@@ -21,9 +21,11 @@ from emulated_cuda.launch import (
     INVALID_VALUE,
     LAUNCH_FAILURE,
     MOST_SHARED,
+    MULTIPROCESSOR_COUNT,
     Compiled,
     LaunchError,
     LaunchRecord,
+    attributes,
     check_configuration,
     check_shared,
 )
@@ -52,6 +54,8 @@ class EmulatedCuda(TorchDispatchMode):
         schedule: in which order warps run: ``"round_robin"``, ``"reversed"`` or ``"random"``.
         seed: of the random schedule.
         execute: if false, kernels are compiled and launches recorded, but results stay NaN.
+        multiprocessors: how many launchers are told that the device has.
+        sized_as: the architecture whose shared memory these launchers find, where it is not ``arch``.
         sources: CUDA C++ files whose kernels are to be taken from another one, ``{file under csrc/cuda: other file}``.
 
     Attributes:
@@ -71,12 +75,16 @@ class EmulatedCuda(TorchDispatchMode):
         schedule: str = "round_robin",
         seed: int = 0,
         execute: bool = True,
+        multiprocessors: int = MULTIPROCESSOR_COUNT,
+        sized_as: int | None = None,
         sources: dict[str, Path] | None = None,
     ) -> None:
         super().__init__()
         if backend not in BACKENDS:
             raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
         self.backend, self.arch, self.schedule, self.seed, self.execute = backend, arch, schedule, seed, execute
+        self.multiprocessors, self.sized_as = multiprocessors, sized_as or arch
+        self.attributes = attributes(self.sized_as, multiprocessors)
         self.operators: list[str] = []
         self.launches: list[LaunchRecord] = []
         self._emulator = Emulator(arch, schedule=schedule, seed=seed) if execute else None
@@ -103,7 +111,14 @@ class EmulatedCuda(TorchDispatchMode):
     def under(self, schedule: str, seed: int = 0) -> EmulatedCuda:
         """The same device with another schedule."""
         return EmulatedCuda(
-            self.backend, self.arch, schedule=schedule, seed=seed, execute=self.execute, sources=self._sources
+            self.backend,
+            self.arch,
+            schedule=schedule,
+            seed=seed,
+            execute=self.execute,
+            multiprocessors=self.multiprocessors,
+            sized_as=self.sized_as,
+            sources=self._sources,
         )
 
     def __enter__(self) -> EmulatedCuda:
@@ -191,7 +206,7 @@ class EmulatedCuda(TorchDispatchMode):
         if self.backend == "triton":
             from emulated_cuda import triton_driver
 
-            with triton_driver.installed(self.arch, self._launch):
+            with triton_driver.installed(self.arch, self.multiprocessors, self._launch):
                 yield
         else:
             before = cuda_library.connect(self)
@@ -245,7 +260,7 @@ class EmulatedCuda(TorchDispatchMode):
 
     def allow(self, kernel: str, dynamic_shared: int) -> int:
         """What the CUDA runtime calls when a launcher asks for more shared memory than every kernel may have."""
-        if dynamic_shared > MOST_SHARED[self.arch]:
+        if dynamic_shared > MOST_SHARED[self.sized_as]:
             return INVALID_VALUE
         cuda_library.allowed_shared[kernel] = dynamic_shared
         return 0

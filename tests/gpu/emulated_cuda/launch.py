@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gates.occupancy import MULTIPROCESSORS
 from ptx_emulator import Statistics
 
+MULTIPROCESSOR_COUNT = 2
+"""So few that problems that are quick to emulate fill the GPU, and each block has as much to do as in large problems
+on a large GPU."""
 SHARED_WITHOUT_ASKING = 48 << 10  # bytes; a kernel that wants more has to say so beforehand
-MOST_SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}  # bytes per block, by architecture
+MOST_SHARED = {arch: limits.shared_per_block for arch, limits in MULTIPROCESSORS.items()}  # bytes per block
 MOST_BLOCKS = (0x7FFFFFFF, 0xFFFF, 0xFFFF)
 MOST_THREADS = (1024, 1024, 64)
 MOST_THREADS_PER_BLOCK = 1024
@@ -68,6 +72,12 @@ class LaunchRecord:
     @property
     def metadata(self) -> dict[str, Any]:
         return self.compiled.metadata
+
+
+def attributes(arch: int, multiprocessors: int) -> dict[int, int]:
+    """What cudaDeviceGetAttribute knows: cudaDeviceAttr -> value."""
+    limits = MULTIPROCESSORS[arch]
+    return {16: multiprocessors, 81: limits.shared, 111: limits.reserved}
 
 
 def check_configuration(kernel: str, grid: Sequence[int], block: Sequence[int]) -> None:

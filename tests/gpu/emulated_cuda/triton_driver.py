@@ -32,8 +32,8 @@ _compiled: dict[str, Compiled] = {}  # by Triton's hash of source, options and t
 class Driver:
     """The part of a Triton driver that compiling and launching need."""
 
-    def __init__(self, arch: int, run: Run) -> None:
-        self.arch, self.run = arch, run
+    def __init__(self, arch: int, multiprocessors: int, run: Run) -> None:
+        self.arch, self.multiprocessors, self.run = arch, multiprocessors, run
         self.utils = self
         self.launcher_cls = Launcher
 
@@ -65,7 +65,12 @@ class Driver:
         raise RuntimeError("nothing can be timed on an emulated GPU: give the kernel a fixed configuration")
 
     def get_device_properties(self, device: str) -> dict[str, int]:
-        return {"max_shared_mem": MOST_SHARED[self.arch], "max_num_regs": 65536, "warpSize": 32}
+        return {
+            "max_shared_mem": MOST_SHARED[self.arch],
+            "max_num_regs": 65536,
+            "warpSize": 32,
+            "multiprocessor_count": self.multiprocessors,
+        }
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[Any, ...]:
         registers, spills, most_threads = 0, 0, 1024
@@ -116,11 +121,11 @@ class Launcher:
 
 
 @contextmanager
-def installed(arch: int, run: Run) -> Iterator[None]:
+def installed(arch: int, multiprocessors: int, run: Run) -> Iterator[None]:
     """Make an emulated GPU the one that Triton sees."""
     config, compilation = triton.runtime.driver, triton.knobs.compilation
     before, listener = dict(vars(config)), compilation.listener
-    config.set_active(Driver(arch, run))
+    config.set_active(Driver(arch, multiprocessors, run))
     compilation.listener = _remember
     try:
         yield

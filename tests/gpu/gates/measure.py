@@ -76,8 +76,8 @@ def shipped() -> dict[tuple[int, str], cubin.MachineCode]:
 @functools.cache
 def compiled(backend: str, arch: int) -> dict[Key, Compiled]:
     """Every instance of every kernel that the cases launch, compiled for ``arch``."""
-    runs = _runs(backend, arch if backend == "triton" else EXECUTED[0], execute=False)
-    return compiled_rows(runs, backend, arch)
+    launched = arch if backend == "triton" else EXECUTED[0]  # the PTX of which is not looked at
+    return compiled_rows(_runs(backend, launched, execute=False, sized_as=arch), backend, arch)
 
 
 @functools.cache
@@ -166,14 +166,14 @@ def _only(binary: bytes) -> cubin.MachineCode:
     return code
 
 
-def _runs(backend: str, arch: int, *, execute: bool) -> Iterator[Run]:
+def _runs(backend: str, arch: int, *, execute: bool, sized_as: int | None = None) -> Iterator[Run]:
     """Call every operator on every problem on the emulated GPU."""
     for operator in OPERATORS:
         kernels = [kernel for kernel in operator.kernels if backend in kernel.backends]
         for name, sizes in operator.problems.items() if kernels else ():
             for dtype in operator.dtypes:
                 problem = Problem(sizes, dtype, arch)
-                with EmulatedCuda(backend, arch, execute=execute) as emulated:
+                with EmulatedCuda(backend, arch, execute=execute, sized_as=sized_as) as emulated:
                     operator.call(problem)
                 launched = sorted(names.kernel_of(launch.kernel) for launch in emulated.launches)
                 expected = sorted(kernel.name for kernel in kernels if kernel.runs(problem))

@@ -14,7 +14,8 @@ GRIDS = {
     "aligned": {"B": 2, "H": 14, "W": 14, "D": 64, "prefix": 1, "fourier": 0},
     "odd": {"B": 2, "H": 5, "W": 7, "D": 33, "prefix": 0, "fourier": 0},
 }
-TOKENS = {"tokens": {"B": 2, "H": 1, "W": 50, "D": 64, "prefix": 1, "fourier": 0}}
+BATCH = {"batch": GRIDS["aligned"] | {"B": 48}}  # blocks go through many elements
+TOKENS = {"tokens": {"B": 2, "H": 1, "W": 64, "D": 64, "prefix": 1, "fourier": 0}}
 FOURIER = {"Fourier": {"B": 2, "H": 12, "W": 13, "D": 64, "prefix": 1, "fourier": 1}}
 COSINE = GRIDS | TOKENS
 BOTH = COSINE | FOURIER
@@ -116,8 +117,9 @@ def backward_weight_bytes(p: Problem) -> int:
 
 
 def partial_bytes(p: Problem) -> int:
-    """Partial sums of the gradient of the weight, one for each batch element here."""
-    return p.B * weight_bytes(p)
+    """Partial sums of the gradient of the weight, as many as there are parts of the batch."""
+    elements = -(-p.B // max(1, min(16, 216 // -(-p.D // 32))))  # of the longest part
+    return -(-p.B // elements) * weight_bytes(p)
 
 
 def band_bytes(p: Problem) -> int:
@@ -145,7 +147,7 @@ def token_energy_backward_bytes(p: Problem) -> int:
     return token_energy_bytes(p) + token_bytes(p, True) + FLOAT * points(p)
 
 
-def tf32(p: Problem) -> bool:
+def tensor_cores(p: Problem) -> bool:
     return p.arch >= 80
 
 
@@ -154,8 +156,8 @@ def vectors(p: Problem) -> bool:
 
 
 def stages(name: str, **promises: object) -> Kernel:
-    """A kernel of the CUDA C++ stages."""
-    return Kernel(name, tensor_cores=tf32, wide_loads=vectors, backends=("cuda",), **promises)
+    """A kernel that transforms tokens."""
+    return Kernel(name, tensor_cores=tensor_cores, wide_loads=vectors, **promises)
 
 
 OPERATORS = (
@@ -166,6 +168,18 @@ OPERATORS = (
         kernels=(stages("spectral_separable_kernel", bytes=separable_bytes, macs=one_way, wide_stores=vectors),),
         problems=COSINE,
         full_size=FULL_SIZE,
+    ),
+    Operator(
+        "spectral_separable, long token axis",
+        call=lambda p: OPERATORS_OF.spectral_separable(tokens(p), *matrices(p)),
+        bytes=separable_bytes,
+        kernels=(
+            stages(
+                "spectral_axis_kernel", bytes=separable_bytes, macs=one_way, wide_stores=vectors, backends=("triton",)
+            ),
+        ),
+        problems={"long": TOKENS["tokens"] | {"W": 196, "prefix": 0}},
+        full_size=FULL_SIZE | {"H": 1, "W": 197},
     ),
     Operator(
         "spectral_analysis",
@@ -193,7 +207,7 @@ OPERATORS = (
         call=lambda p: OPERATORS_OF.spectral_filtered(tokens(p), weight(p), *matrices(p)),
         bytes=filtered_bytes,
         kernels=(stages("spectral_filtered_kernel", bytes=filtered_bytes, macs=there_and_back, wide_stores=vectors),),
-        problems=BOTH,
+        problems=BATCH | BOTH,
         full_size=FULL_SIZE,
     ),
     Operator(
@@ -211,10 +225,9 @@ OPERATORS = (
             Kernel(
                 "spectral_filtered_backward_weight_finish_kernel",
                 bytes=lambda p: partial_bytes(p) + weight_bytes(p),
-                backends=("cuda",),
             ),
         ),
-        problems=BOTH,
+        problems=BATCH | BOTH,
         full_size=FULL_SIZE | {"B": 16},
     ),
     Operator(
@@ -255,7 +268,6 @@ OPERATORS = (
             Kernel(
                 "spectral_token_energy_finish_kernel",
                 bytes=lambda p: partial_energy_bytes(p) + energy_bytes(p),
-                backends=("cuda",),
             ),
         ),
         problems=BOTH,

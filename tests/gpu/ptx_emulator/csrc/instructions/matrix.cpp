@@ -57,8 +57,9 @@ void store_matrix(Warp& warp, const Instruction& i, Mask mask) {
     for (int r = 0; r < TILE; ++r) {
       const int lane = n * TILE + r;
       rows[r] = shared_offset(base[lane] + uint64_t(i.address.offset));
-      uint8_t* to = warp.block.reach(warp, i, lane, Space::shared, rows[r], 16, AccessKind::write);
-      if (to) std::memcpy(to, tile[r], 16);
+      const auto* const stored = reinterpret_cast<const uint8_t*>(tile[r]);
+      uint8_t* to = warp.block.reach(warp, i, lane, Space::shared, rows[r], 16, AccessKind::write, stored);
+      if (to) std::memcpy(to, stored, 16);
     }
     if (warp.block.grid.options.statistics) warp.block.grid.statistics.count_shared(rows, 0xff, 16, true);
   }
