@@ -7,8 +7,13 @@
 //   b  [row t, column g], [t + 4, g]
 //   d  [row g, column 2 t], [g, 2 t + 1], [g + 8, 2 t], [g + 8, 2 t + 1]
 //
-// Before sm_80 there is no TF32: the lanes then exchange their elements and use float32 arithmetic.
+// Half precision is multiplied as it is, two elements in each place of a and b: its products are exact in float32.
+//
+// Before sm_80 there is no TF32 and no bfloat16: the lanes then exchange their elements and use float32 arithmetic.
 #pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <cstdint>
 
 namespace mlip::cuda {
@@ -82,5 +87,39 @@ __device__ inline void multiply_add(float (&d)[4], const Split<4>& a, const Spli
   multiply_add_float32(d, a.high, b.high);
 #endif
 }
+
+// d += a b for 16 columns of a that are in half precision: a 32-bit word has two that are neighbours, the lower first.
+#if __CUDA_ARCH__ >= 800
+__device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#else
+__device__ inline float upper_half(uint32_t word, __half) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(word >> 16)));
+}
+__device__ inline float upper_half(uint32_t word, __nv_bfloat16) { return __uint_as_float(word & 0xffff0000u); }
+
+template <typename T>
+__device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], T type) {
+#pragma unroll 1
+  for (int shift = 16; shift >= 0; shift -= 16) {
+    float left[4], right[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) left[i] = upper_half(a[i] << shift, type);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) right[i] = upper_half(b[i] << shift, type);
+    multiply_add_float32(d, left, right);
+  }
+}
+#endif
 
 }  // namespace mlip::cuda

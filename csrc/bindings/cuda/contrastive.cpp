@@ -1,0 +1,160 @@
+// Contrastive family, CUDA C++ kernels: registered in mlip_kernels_cuda.
+#include <tuple>
+
+#include "bindings/cuda/device.h"
+#include "bindings/cuda/launch.h"
+#include "bindings/cuda/types.h"
+#include "cuda/contrastive/token_maxima.h"
+#include "cuda/contrastive/token_maxima_backward.h"
+
+namespace mlip::bindings {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+constexpr int64_t LARGEST_GRID = 0x7fffffff;
+
+// The smallest integer that holds the index of one of `count` tokens: `index_dtype` in mlip_kernels.reference.
+ScalarType index_type(int64_t count) {
+  return count <= 256 ? ScalarType::Byte : count <= 32768 ? ScalarType::Short : ScalarType::Int;
+}
+
+int index_bytes(int64_t count) { return count <= 256 ? 1 : count <= 32768 ? 2 : 4; }
+
+void check_side(const char* name, int64_t batch, int64_t count, const Optional& mask, const Tensor& share) {
+  STD_TORCH_CHECK(1 <= count && count <= cuda::contrastive::MOST_TOKENS, name, ": expected 1 to ",
+                  cuda::contrastive::MOST_TOKENS, " tokens, got ", count);
+  if (mask) check("mask", *mask, {batch, count}, ScalarType::Bool);
+  check("share", share, {batch, count}, ScalarType::Float);
+}
+
+cuda::contrastive::TokenSide side(const Tensor& values, const Optional& mask, const Tensor& share) {
+  return {values.const_data_ptr(),  values.stride(0),   values.stride(1), rows_are_vectors(values),
+          data_or_null<bool>(mask), data<float>(share), values.size(0),   int(values.size(1))};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
+    const Tensor& images_, const Tensor& texts_, const Optional& image_mask_, const Optional& text_mask_,
+    const Tensor& image_share_, const Tensor& text_share_, bool keep_best, bool keep_maxima) {
+  STD_TORCH_CHECK(images_.dim() == 3, "image_tokens: expected [B, N, D]");
+  const int64_t batch = images_.size(0), n = images_.size(1), channels = images_.size(2);
+  STD_TORCH_CHECK(texts_.dim() == 3, "text_tokens: expected [C, M, D]");
+  const int64_t text_batch = texts_.size(0), m = texts_.size(1);
+  check("text_tokens", texts_, {text_batch, m, channels}, images_.scalar_type());
+  STD_TORCH_CHECK(channels >= 1, "image_tokens: expected at least one channel");
+  check_side("image_tokens", batch, n, image_mask_, image_share_);
+  check_side("text_tokens", text_batch, m, text_mask_, text_share_);
+
+  const OnDevice device(images_);
+  const Tensor images = with_unit_stride(images_), texts = with_unit_stride(texts_);
+  const Optional image_mask = contiguous(image_mask_), text_mask = contiguous(text_mask_);
+  const Tensor image_share = torch::stable::contiguous(image_share_);
+  const Tensor text_share = torch::stable::contiguous(text_share_);
+  const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type) {
+    Tensor tensor = torch::stable::new_empty(images, shape, type);
+    if (image_mask || text_mask) torch::stable::zero_(tensor);  // the kernel writes what has a real token
+    return tensor;
+  };
+  const auto kept = [&](bool wanted, int64_t count, ScalarType type) {
+    return wanted ? result({batch, text_batch, count}, type) : torch::stable::new_empty(images, {0}, type);
+  };
+  Tensor per_image = result({batch, text_batch}, ScalarType::Float);
+  Tensor per_text = result({text_batch, batch}, ScalarType::Float);
+  Tensor best_text = kept(keep_best, n, keep_best ? index_type(m) : ScalarType::Byte);
+  Tensor best_image = kept(keep_best, m, keep_best ? index_type(n) : ScalarType::Byte);
+  Tensor text_maxima = kept(keep_maxima, n, ScalarType::Float);
+  Tensor image_maxima = kept(keep_maxima, m, ScalarType::Float);
+  if (batch > 0 && text_batch > 0) {
+    cuda::contrastive::TokenMaxima problem{};
+    problem.type = cuda_type(images.scalar_type());
+    problem.channels = channels;
+    problem.images = side(images, image_mask, image_share);
+    problem.texts = side(texts, text_mask, text_share);
+    problem.per_image = mutable_data<float>(per_image);
+    problem.per_text = mutable_data<float>(per_text);
+    problem.best_text = keep_best ? best_text.mutable_data_ptr() : nullptr;
+    problem.best_image = keep_best ? best_image.mutable_data_ptr() : nullptr;
+    problem.text_maxima = keep_maxima ? mutable_data<float>(text_maxima) : nullptr;
+    problem.image_maxima = keep_maxima ? mutable_data<float>(image_maxima) : nullptr;
+    problem.best_text_bytes = index_bytes(m);
+    problem.best_image_bytes = index_bytes(n);
+    STD_TORCH_CHECK(cuda::contrastive::token_maxima_plan(problem), "image_tokens, text_tokens: ", n, " and ", m,
+                    " tokens are more than the shared memory of this GPU has room for");
+    STD_TORCH_CHECK(cuda::contrastive::token_maxima_blocks(problem) <= LARGEST_GRID,
+                    "image_tokens, text_tokens: ", batch, " images and ", text_batch,
+                    " texts are more than one launch takes");
+    cuda::contrastive::token_maxima(problem, device.stream());
+    check_launch("contrastive_token_maxima");
+  }
+  return {per_image, per_text, best_text, best_image, text_maxima, image_maxima};
+}
+
+cuda::contrastive::TokenMap token_map(const char* name, const Tensor& map, int64_t batch, int64_t other_batch,
+                                      int64_t count, int64_t found) {
+  check(name, map, {batch, other_batch, count}, index_type(found));
+  return {map.const_data_ptr(), index_bytes(found), map.stride(0), map.stride(1)};
+}
+
+// Whether every token [*, *, D] can be moved four elements at a time.
+bool in_fours(const Tensor& tokens) {
+  const int64_t bytes = 4 * cuda::size_of(cuda_type(tokens.scalar_type()));
+  bool aligned = reinterpret_cast<uintptr_t>(tokens.const_data_ptr()) % bytes == 0 && tokens.size(2) % 4 == 0;
+  for (int64_t i = 0; i < 2; ++i) aligned = aligned && (tokens.size(i) == 1 || tokens.stride(i) % 4 == 0);
+  return aligned;
+}
+
+Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_mean_, const Tensor& others_,
+                             const Optional& mask_, const Optional& other_mask_, const Tensor& share_,
+                             const Tensor& other_share_, const Tensor& best_other_, const Tensor& best_) {
+  STD_TORCH_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
+  const int64_t other_batch = others_.size(0), m = others_.size(1), channels = others_.size(2);
+  STD_TORCH_CHECK(share_.dim() == 2, "share: expected [B, N]");
+  const int64_t batch = share_.size(0), n = share_.size(1);
+  check_side("tokens", batch, n, mask_, share_);
+  check_side("other_tokens", other_batch, m, other_mask_, other_share_);
+  check("grad_mean", grad_mean_, {batch, other_batch}, ScalarType::Float);
+  check("grad_other_mean", grad_other_mean_, {other_batch, batch}, ScalarType::Float);
+
+  const OnDevice device(others_);
+  const auto dense = [](const Tensor& tensor) { return torch::stable::contiguous(tensor); };
+  const Tensor others = with_unit_stride(others_), share = dense(share_), other_share = dense(other_share_);
+  const Tensor grad_mean = dense(grad_mean_), grad_other_mean = dense(grad_other_mean_);
+  const Optional mask = contiguous(mask_), other_mask = contiguous(other_mask_);
+  const Tensor best_other = with_unit_stride(best_other_), best = with_unit_stride(best_);
+  Tensor grad = torch::stable::new_empty(others, {batch, n, channels});
+  if (grad.numel() == 0) return grad;
+
+  cuda::contrastive::TokenMaximaBackward problem{};
+  problem.type = cuda_type(others.scalar_type());
+  problem.batch = batch;
+  problem.other_batch = other_batch;
+  problem.channels = channels;
+  problem.count = int(n);
+  problem.other_count = int(m);
+  problem.grad_mean = data<float>(grad_mean);
+  problem.grad_other_mean = data<float>(grad_other_mean);
+  problem.others = others.const_data_ptr();
+  problem.stride_batch = others.stride(0);
+  problem.stride_token = others.stride(1);
+  problem.mask = data_or_null<bool>(mask);
+  problem.other_mask = data_or_null<bool>(other_mask);
+  problem.share = data<float>(share);
+  problem.other_share = data<float>(other_share);
+  problem.best_other = token_map("best_other", best_other, batch, other_batch, n, m);
+  problem.best = token_map("best", best, batch, other_batch, m, n);
+  problem.vector = in_fours(others) && in_fours(grad);
+  problem.grad = grad.mutable_data_ptr();
+  STD_TORCH_CHECK(cuda::contrastive::token_maxima_backward_blocks(problem) <= LARGEST_GRID, "share: ", batch,
+                  " rows of ", n, " tokens are more than one launch takes");
+  cuda::contrastive::token_maxima_backward(problem, device.stream());
+  check_launch("contrastive_token_maxima_backward");
+  return grad;
+}
+
+MLIP_CUDA_KERNELS(m) {
+  m.impl("contrastive_token_maxima", TORCH_BOX(&token_maxima));
+  m.impl("contrastive_token_maxima_backward", TORCH_BOX(&token_maxima_backward));
+}
+
+}  // namespace
+}  // namespace mlip::bindings

@@ -1,0 +1,426 @@
+// Means of the best similarity of every token, for every pair of an image b and a text c, in both directions:
+//
+//   per_image[b, c] = sum_n share_bn max_m <v_bn, t_cm>        per_text[c, b] = sum_m share_cm max_n <v_bn, t_cm>
+//
+// and the token that is best for each (the first of equals), over tokens that are not masked.
+//
+//   v [B, N, D], t [C, M, D] float32, float16 or bfloat16       maxima, shares, means float32       maps 1, 2 or 4
+//   bytes
+//
+//   reads     B N D v, C M D t, the shares and masks; texts again for every image, from the L2 cache
+//   writes    8 B C, and where they are wanted B C (N + M) entries of the maps and of the maxima
+//   flops     2 B C N M D
+//
+// Bound by the tensor cores, or by the L2 cache in half precision: the B C N M similarities exist as one tile for each
+// block. A block owns an image and several texts. Real tokens alone are multiplied: those of the image are rows, in
+// tiles of 64 of which groups of 16 are computed; those of its texts are columns, 64 at a time, the tokens of one text
+// right behind those of the one before. So masked tokens cost nothing but a look at the mask, and of 49 x 77 tokens
+// 3 of 4 multiply-adds are useful. Warp w has columns 16 w to 16 w + 15 of all rows; float32 is split (mma.cuh), half
+// precision is not. Sums run over a piece of 128 bytes of the channels, and these sums over all pieces.
+//
+// Columns are reduced in the accumulators and by shuffles. For the rows the tile goes to shared memory, where thread r
+// walks along row r: it carries the maximum of the text that a tile breaks off, so a text may be as long as it likes.
+// Sums over rows are trees over 32 rows, sums over a text's tokens run in order and compensated: no atomics, and the
+// bits of a pair depend on nothing around it.
+#include "cuda/contrastive/token_maxima.h"
+
+#include <cuda_pipeline_primitives.h>
+#include <cuda_runtime_api.h>
+
+#include "cuda/contrastive/places.cuh"
+#include "cuda/elements.cuh"
+#include "cuda/mma.cuh"
+
+namespace mlip::cuda::contrastive {
+namespace {
+
+constexpr int TILE = 64;  // rows and columns
+constexpr int GROUPS = TILE / 16;
+constexpr int PIECE = 32;         // words of a token that are multiplied at a time: 128 bytes
+constexpr int PITCH = PIECE + 4;  // words from token to token in shared memory, so that fragments meet no bank twice
+constexpr int STEP = 8;           // words that one product takes
+constexpr int OPERAND = TILE * PITCH;
+constexpr int TILE_PITCH = TILE + 1;
+constexpr int FIRST = 1, LAST = 2, INDEX = 4;  // of the real tokens of a text; what an index is multiplied by
+constexpr int MOST_TEXT_PLACES = 2048;         // that a block has, where a text has no more
+constexpr int NOTHING = 0x7fffffff;
+
+// What a block keeps besides the operands and the row states.
+struct alignas(16) Shared {
+  int64_t offset[TILE];  // of each column's token
+  float tile[TILE * TILE_PITCH];
+  float column_maxima[TILE];
+  int column_best[TILE];             // row
+  int column_text[TILE];             // counted from the block's first
+  int column_info[TILE];             // INDEX * token + flags
+  float sums[TILE][2];               // over rows, by the two warps that walk along them
+  float text_sum[2], text_error[2];  // of the text that a tile breaks off, and of the one before it
+  int counts[WARPS];
+};
+
+// As in PyTorch: NaN is larger than everything.
+__device__ inline bool beats(float value, float champion) { return !(value <= champion) && champion == champion; }
+
+__device__ inline void store_index(void* map, int bytes, int64_t at, int index) {
+  if (bytes == 1) {
+    static_cast<uint8_t*>(map)[at] = uint8_t(index);
+  } else if (bytes == 2) {
+    static_cast<uint16_t*>(map)[at] = uint16_t(index);
+  } else {
+    static_cast<int32_t*>(map)[at] = index;
+  }
+}
+
+// 16 bytes to shared memory, in the background where the GPU can: those at `from`, or zeros. Without a branch, so that
+// the lanes of a warp stay together.
+__device__ inline void copy_vector(uint32_t* to, const void* from, bool there) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from),
+               "r"(there ? 16 : 0)
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(to) = there ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// A piece of `rows` tokens, and zeros up to `padded` of them and behind the last channel.
+template <typename T, typename Offset>
+__device__ inline void copy_piece(uint32_t* to, const TokenSide& side, Offset offset, int rows, int padded,
+                                  int64_t first, int64_t channels) {
+  const T* from = static_cast<const T*>(side.values) + first;
+  const int64_t left = channels - first;
+  if (side.vector) {
+    constexpr int VECTOR = 16 / sizeof(T), VECTORS = PIECE / 4;
+    for (int i = threadIdx.x; i < padded * VECTORS; i += THREADS) {
+      const int row = i / VECTORS, vector = i % VECTORS;
+      const T* source = from + offset(row < rows ? row : 0) + (vector * VECTOR < left ? vector * VECTOR : 0);
+      copy_vector(to + row * PITCH + vector * 4, source, row < rows && vector * VECTOR < left);
+    }
+  } else {
+    constexpr int ELEMENTS = PIECE * 4 / sizeof(T);
+    for (int i = threadIdx.x; i < padded * ELEMENTS; i += THREADS) {
+      const int row = i / ELEMENTS, element = i % ELEMENTS;
+      const bool there = row < rows && element < left;
+      reinterpret_cast<T*>(to + row * PITCH)[element] = there ? from[offset(row) + element] : narrow<T>(0.0f);
+    }
+  }
+}
+
+// The products of a piece: fragments of the rows times those of a warp's 16 columns.
+template <typename T>
+__device__ inline void multiply_piece(float (&sums)[GROUPS][2][4], const uint32_t* rows, const uint32_t* columns,
+                                      int groups, int eighths, int words) {
+  const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+  float run[GROUPS][2][4] = {};
+#pragma unroll 1
+  for (int step = 0; step < words; step += STEP) {
+    uint32_t b[2][2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const uint32_t* from = columns + (8 * n + g) * PITCH + step + t;
+      b[n][0] = n < eighths ? from[0] : 0;
+      b[n][1] = n < eighths ? from[4] : 0;
+    }
+    [[maybe_unused]] Split<2> parts[2];
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) parts[n] = split<2>({__uint_as_float(b[n][0]), __uint_as_float(b[n][1])});
+    }
+#pragma unroll
+    for (int m = 0; m < GROUPS; ++m) {
+      if (m >= groups) break;
+      const uint32_t* from = rows + (16 * m + g) * PITCH + step + t;
+      const uint32_t a[4] = {from[0], from[8 * PITCH], from[4], from[8 * PITCH + 4]};
+      if constexpr (sizeof(T) == 4) {
+        const Split<4> left =
+            split<4>({__uint_as_float(a[0]), __uint_as_float(a[1]), __uint_as_float(a[2]), __uint_as_float(a[3])});
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          if (n < eighths) multiply_add(run[m][n], left, parts[n], true);
+        }
+      } else {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          if (n < eighths) multiply_add(run[m][n], a, b[n], T{});
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < GROUPS; ++m) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][n][i] += run[m][n][i];
+    }
+  }
+}
+
+// The largest of the `rows` similarities of each of a lane's columns, and its row; all lanes of a column know it.
+__device__ inline void reduce_columns(const float (&sums)[GROUPS][2][4], int rows, float (&maxima)[4], int (&best)[4]) {
+  const int g = threadIdx.x % WARP / 4;
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    float value = g < rows ? sums[0][c / 2][c % 2] : -INFINITY;
+    int row = g < rows ? g : NOTHING;
+#pragma unroll
+    for (int i = 1; i < 2 * GROUPS; ++i) {
+      const float other = sums[i / 2][c / 2][i % 2 * 2 + c % 2];
+      if (8 * i + g < rows && beats(other, value)) {
+        value = other;
+        row = 8 * i + g;
+      }
+    }
+#pragma unroll
+    for (int distance = 4; distance < WARP; distance *= 2) {
+      const float other = __shfl_xor_sync(~0u, value, distance);
+      const int other_row = __shfl_xor_sync(~0u, row, distance);
+      if (beats(other, value) || (!beats(value, other) && other_row < row)) {
+        value = other;
+        row = other_row;
+      }
+    }
+    maxima[c] = value;
+    best[c] = row;
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(THREADS, 3) contrastive_token_maxima_kernel(const __grid_constant__ TokenMaxima p) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  const int row_limit = int(ceil_div(p.images.count, TILE)) * TILE;
+  const int pieces = int(ceil_div(p.channels * int64_t(sizeof(T)), PIECE * 4));
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  uint32_t* columns = reinterpret_cast<uint32_t*>(memory + sizeof(Shared));
+  uint32_t* rows = columns + p.stages * OPERAND;
+  float* row_maxima = reinterpret_cast<float*>(rows + (p.resident ? row_limit / TILE * pieces : p.stages) * OPERAND);
+  uint16_t* row_best = reinterpret_cast<uint16_t*>(row_maxima + row_limit);
+  uint16_t* row_places = row_best + row_limit;
+  uint16_t* text_places = row_places + row_limit;
+
+  const int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
+  const int64_t b = blockIdx.x % p.images.batch, first_text = blockIdx.x / p.images.batch * p.texts_per_block;
+  const int64_t texts_left = p.texts.batch - first_text;
+  const int texts = int(texts_left < p.texts_per_block ? texts_left : p.texts_per_block);
+  const int text_count = p.texts.count;
+
+  const int row_count = find_places(p.images.mask, b * p.images.count, p.images.count, row_places, shared.counts);
+  const int column_count =
+      find_places(p.texts.mask, first_text * text_count, texts * text_count, text_places, shared.counts);
+  if (row_count == 0 || column_count == 0) return;
+
+  const auto row_offset = [&](int tile) {
+    return [&, tile](int row) {
+      return b * p.images.stride_batch + row_places[tile * TILE + row] * p.images.stride_token;
+    };
+  };
+  const auto rows_of = [&](int tile) { return row_count - tile * TILE < TILE ? row_count - tile * TILE : TILE; };
+  const auto channel = [&](int piece) { return int64_t(piece) * (PIECE * 4 / sizeof(T)); };
+  const int row_tiles = int(ceil_div(row_count, TILE));
+  if (p.resident) {
+    for (int tile = 0; tile < row_tiles; ++tile) {
+      for (int piece = 0; piece < pieces; ++piece) {
+        copy_piece<T>(rows + (tile * pieces + piece) * OPERAND, p.images, row_offset(tile), rows_of(tile),
+                      (rows_of(tile) + 15) / 16 * 16, channel(piece), p.channels);
+      }
+    }
+  }
+
+  for (int start = 0; start < column_count; start += TILE) {
+    const int width = column_count - start < TILE ? column_count - start : TILE;
+    if (thread < width) {
+      const int at = start + thread, place = text_places[at], text = place / text_count, token = place % text_count;
+      const bool first = at == 0 || text_places[at - 1] / text_count != text;
+      const bool last = at + 1 == column_count || text_places[at + 1] / text_count != text;
+      shared.offset[thread] = (first_text + text) * p.texts.stride_batch + token * p.texts.stride_token;
+      shared.column_text[thread] = text;
+      shared.column_info[thread] = token * INDEX + (first ? FIRST : 0) + (last ? LAST : 0);
+    }
+    __syncthreads();  // the columns are known
+
+    const int eighths_left = (width - 16 * warp + 7) / 8;
+    const int eighths = eighths_left < 0 ? 0 : eighths_left < 2 ? eighths_left : 2;
+    float maxima[4];
+    int best[4];
+    for (int tile = 0; tile < row_tiles; ++tile) {
+      const int height = rows_of(tile), groups = (height + 15) / 16;
+      const auto copy = [&](int piece) {
+        const int stage = piece % p.stages;
+        copy_piece<T>(
+            columns + stage * OPERAND, p.texts, [&](int column) { return shared.offset[column]; }, width,
+            (width + 7) / 8 * 8, channel(piece), p.channels);
+        if (!p.resident) {
+          copy_piece<T>(rows + stage * OPERAND, p.images, row_offset(tile), height, groups * 16, channel(piece),
+                        p.channels);
+        }
+        __pipeline_commit();
+      };
+      float sums[GROUPS][2][4] = {};
+      copy(0);
+#pragma unroll 1
+      for (int piece = 0; piece < pieces; ++piece) {
+        if (p.stages > 1 && piece + 1 < pieces) {
+          copy(piece + 1);
+          __pipeline_wait_prior(1);
+        } else {
+          __pipeline_wait_prior(0);
+        }
+        __syncthreads();  // the piece is there
+        const int64_t left = ceil_div((p.channels - channel(piece)) * int64_t(sizeof(T)), 4);
+        const int from = p.resident ? tile * pieces + piece : piece % p.stages;
+        multiply_piece<T>(sums, rows + from * OPERAND, columns + piece % p.stages * OPERAND + 16 * warp * PITCH, groups,
+                          eighths, left < PIECE ? int(left) : PIECE);
+        if (piece + 1 == pieces) break;
+        __syncthreads();  // the piece has been read
+        if (p.stages == 1) copy(piece + 1);
+      }
+
+      float tile_maxima[4];
+      int tile_best[4];
+      reduce_columns(sums, height, tile_maxima, tile_best);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        if (tile == 0 || beats(tile_maxima[c], maxima[c])) {
+          maxima[c] = tile_maxima[c];
+          best[c] = tile * TILE + tile_best[c];
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < GROUPS; ++m) {
+        if (m >= groups) break;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const int row = 16 * m + i / 2 % 2 * 8 + lane / 4, column = 16 * warp + i / 4 * 8 + lane % 4 * 2 + i % 2;
+          if (i / 4 < eighths) shared.tile[row * TILE_PITCH + column] = sums[m][i / 4][i % 4];
+        }
+      }
+      __syncthreads();  // the tile is there
+
+      if (thread < TILE) {
+        const int row = tile * TILE + thread;
+        const bool real = thread < height;
+        const int token = real ? row_places[row] : 0;
+        const float share = real ? p.images.share[b * p.images.count + token] : 0.0f;
+        float value = real && start > 0 ? row_maxima[row] : 0.0f;
+        int winner = real && start > 0 ? row_best[row] : 0;
+        for (int column = 0; column < width; ++column) {
+          const int info = shared.column_info[column];
+          const float other = real ? shared.tile[thread * TILE_PITCH + column] : 0.0f;
+          if (info & FIRST || beats(other, value)) {
+            value = other;
+            winner = info / INDEX;
+          }
+          if (!(info & LAST)) continue;
+          const int64_t at = (b * p.texts.batch + first_text + shared.column_text[column]) * p.images.count + token;
+          if (real && p.text_maxima) p.text_maxima[at] = value;
+          if (real && p.best_text) store_index(p.best_text, p.best_text_bytes, at, winner);
+          float sum = real ? share * value : 0.0f;
+          for (int distance = WARP / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+          if (lane == 0) shared.sums[column][warp] = tile == 0 ? sum : shared.sums[column][warp] + sum;
+        }
+        if (real) {
+          row_maxima[row] = value;
+          row_best[row] = uint16_t(winner);
+        }
+      }
+    }
+
+    if (lane < 4) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int column = 16 * warp + c / 2 * 8 + lane * 2 + c % 2;
+        shared.column_maxima[column] = maxima[c];
+        shared.column_best[column] = best[c];
+      }
+    }
+    __syncthreads();  // columns and sums are there
+
+    if (thread < width && shared.column_info[thread] & LAST) {
+      p.per_image[b * p.texts.batch + first_text + shared.column_text[thread]] =
+          shared.sums[thread][0] + shared.sums[thread][1];
+    }
+    const int column = thread - TILE;
+    if (column >= 0 && column < width) {
+      const int64_t text = first_text + shared.column_text[column];
+      const int info = shared.column_info[column];
+      const int64_t at = (b * p.texts.batch + text) * text_count + info / INDEX;
+      if (p.image_maxima) p.image_maxima[at] = shared.column_maxima[column];
+      if (p.best_image) store_index(p.best_image, p.best_image_bytes, at, row_places[shared.column_best[column]]);
+      if (column == 0 || info & FIRST) {
+        const float* share = p.texts.share + text * text_count;
+        const int next = start / TILE % 2, before = 1 - next;
+        float sum = info & FIRST ? 0.0f : shared.text_sum[before],
+              error = info & FIRST ? 0.0f : shared.text_error[before];
+        bool last = false;
+        for (int c = column; c < width && !last; ++c) {
+          const int here = shared.column_info[c];
+          const float term = share[here / INDEX] * shared.column_maxima[c] - error, more = sum + term;
+          error = isfinite(more) ? (more - sum) - term : 0.0f;
+          sum = more;
+          last = here & LAST;
+        }
+        if (last) {
+          p.per_text[text * p.images.batch + b] = sum;
+        } else {
+          shared.text_sum[next] = sum;
+          shared.text_error[next] = error;
+        }
+      }
+    }
+    __syncthreads();  // the columns may be replaced
+  }
+}
+
+int64_t text_places(const TokenMaxima& p) { return int64_t(p.texts_per_block) * p.texts.count; }
+
+int64_t shared_bytes(const TokenMaxima& p) {
+  const int64_t tiles = ceil_div(p.images.count, TILE), pieces = ceil_div(p.channels * size_of(p.type), PIECE * 4);
+  const int64_t operands = p.stages + (p.resident ? tiles * pieces : p.stages);
+  return int64_t(sizeof(Shared)) + operands * OPERAND * 4 + tiles * TILE * 8 + text_places(p) * 2;
+}
+
+template <typename T>
+void launch(const TokenMaxima& p, cudaStream_t stream) {
+  const int64_t bytes = shared_bytes(p);
+  const auto kernel = contrastive_token_maxima_kernel<T>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  kernel<<<unsigned(token_maxima_blocks(p)), THREADS, size_t(bytes), stream>>>(p);
+}
+
+}  // namespace
+
+bool token_maxima_plan(TokenMaxima& p) {
+  int index = 0, shared = 0, reserved = 0;
+  cudaGetDevice(&index);
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
+  cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, index);
+  p.texts_per_block = p.texts.count < MOST_TEXT_PLACES ? MOST_TEXT_PLACES / p.texts.count : 1;
+  // Two blocks hide each other's waiting; what is kept or in flight is worth less than that.
+  for (const int blocks : {2, 1}) {
+    for (const int stages : {2, 1}) {
+      for (const bool resident : {true, false}) {
+        p.stages = stages;
+        p.resident = resident;
+        if (blocks * (shared_bytes(p) + reserved) <= shared) return true;
+      }
+    }
+  }
+  return false;
+}
+
+int64_t token_maxima_blocks(const TokenMaxima& p) {
+  return p.images.batch * ceil_div(p.texts.batch, p.texts_per_block);
+}
+
+void token_maxima(const TokenMaxima& p, cudaStream_t stream) {
+  switch (p.type) {
+    case Type::float32:
+      return launch<float>(p, stream);
+    case Type::float16:
+      return launch<__half>(p, stream);
+    case Type::bfloat16:
+      return launch<__nv_bfloat16>(p, stream);
+  }
+}
+
+}  // namespace mlip::cuda::contrastive

@@ -1,0 +1,179 @@
+// Gradient of the tokens of one side from the means of the best similarities (token_maxima.cu): a token gets its own
+// winner, and the tokens that it has won:
+//
+//   dv_bn = sum_c  grad_mean[b, c] share_bn other_c[best_other_bcn]
+//                + grad_other_mean[c, b] sum_{m : best_bcm = n} other_share_cm other_cm
+//
+// without terms in which either token is masked: a winner that is masked means that there was none. For the images the
+// other side are the texts; for the texts the two change places, and the maps are read with their strides.
+//
+//   others [C, M, D], dv [B, N, D] float32, float16 or bfloat16      maps of 1, 2 or 4 bytes      the rest float32
+//
+//   reads     B C (N + M) D of the others, from the L2 cache; the maps, masks and shares
+//   writes    B N D dv
+//   flops     2 B C (N + M) D
+//
+// Bound by the L2 cache: one vector read for each multiplied and added. It is sparse: coefficients never exist as
+// B C x N M. A block owns 32 tokens of one row of the batch and 128 channels, and goes through the other side in order.
+// Its warp w owns every eighth token, lane l four channels: it lists the terms of its tokens 32 at a time by ballots
+// over the maps, and reads four tokens at once. Nobody else touches its sums, which lie in shared memory: no atomics,
+// no barriers, one order of adding. Sums of 16 others are added up apart, so that many round no worse than few.
+#include "cuda/contrastive/token_maxima_backward.h"
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/elements.cuh"
+
+namespace mlip::cuda::contrastive {
+namespace {
+
+constexpr int WARP = 32;
+constexpr int WARPS = 8;
+constexpr int THREADS = WARP * WARPS;
+constexpr int VECTOR = 4;             // channels of a lane
+constexpr int SLICE = WARP * VECTOR;  // channels of a block
+constexpr int ROWS = 32;              // tokens of a block
+constexpr int ROWS_OF_WARP = ROWS / WARPS;
+constexpr int AT_ONCE = 4;  // tokens that a warp reads at a time
+constexpr int RUN = 16;     // others whose terms are summed before they are added to the rest
+
+__device__ inline int index_at(const TokenMap& map, int64_t at) {
+  switch (map.bytes) {
+    case 1:
+      return static_cast<const uint8_t*>(map.values)[at];
+    case 2:
+      return static_cast<const uint16_t*>(map.values)[at];
+    default:
+      return static_cast<const int32_t*>(map.values)[at];
+  }
+}
+
+template <typename T>
+__device__ inline void read(const T* from, int64_t left, bool vector, float (&to)[VECTOR]) {
+  if (vector) {
+    if (left > 0) load<VECTOR>(from, to);
+  } else {
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) {
+      if (v < left) to[v] = widen(from[v]);
+    }
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(THREADS, 3)
+    contrastive_token_maxima_backward_kernel(const __grid_constant__ TokenMaximaBackward p) {
+  __shared__ float4 run[ROWS][WARP], sums[ROWS][WARP];
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const int slices = int(ceil_div(p.channels, SLICE)), row_blocks = int(ceil_div(p.count, ROWS));
+  const int64_t channel = int64_t(blockIdx.x % slices) * SLICE + lane * VECTOR;
+  const int first_row = int(blockIdx.x / slices % row_blocks) * ROWS;
+  const int64_t b = blockIdx.x / slices / row_blocks;
+  const int64_t left = p.channels - channel;
+  const T* others = static_cast<const T*>(p.others) + channel;
+
+  // Lane r < 4 of the warp knows of row r; the others have none.
+  const int own_row = first_row + lane * WARPS + warp;
+  const bool own = lane < ROWS_OF_WARP && own_row < p.count;
+  const float share = own ? p.share[b * p.count + own_row] : 0.0f;
+#pragma unroll
+  for (int r = 0; r < ROWS_OF_WARP; ++r) {
+    run[r * WARPS + warp][lane] = sums[r * WARPS + warp][lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  }
+  const auto flush = [&] {
+#pragma unroll
+    for (int r = 0; r < ROWS_OF_WARP; ++r) {
+      float4& sum = sums[r * WARPS + warp][lane];
+      float4& part = run[r * WARPS + warp][lane];
+      sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+      part = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+  };
+
+  for (int64_t c = 0; c < p.other_batch; ++c) {
+    const bool* other_mask = p.other_mask ? p.other_mask + c * p.other_count : nullptr;
+    // Adds the terms of lanes in `terms`, in order: `row` of the block, token of the other side, coefficient.
+    const auto add = [&](unsigned terms, int row, int token, float coefficient) {
+      while (terms != 0) {
+        int rows[AT_ONCE];
+        float factors[AT_ONCE], values[AT_ONCE][VECTOR] = {};
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+          const int from = terms != 0 ? __ffs(int(terms)) - 1 : 0;
+          rows[i] = terms != 0 ? __shfl_sync(~0u, row, from) : -1;
+          factors[i] = __shfl_sync(~0u, coefficient, from);
+          const int64_t here = __shfl_sync(~0u, token, from);
+          if (rows[i] >= 0) read(others + c * p.stride_batch + here * p.stride_token, left, p.vector, values[i]);
+          terms &= terms - 1;
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+          if (rows[i] < 0) break;
+          float4& sum = run[rows[i]][lane];
+          sum = make_float4(sum.x + factors[i] * values[i][0], sum.y + factors[i] * values[i][1],
+                            sum.z + factors[i] * values[i][2], sum.w + factors[i] * values[i][3]);
+        }
+      }
+    };
+
+    int winner = p.other_count;
+    if (own) winner = index_at(p.best_other, b * p.best_other.stride_b + c * p.best_other.stride_c + own_row);
+    const bool won = winner < p.other_count && (other_mask == nullptr || other_mask[winner]);
+    add(__ballot_sync(~0u, won), own_row - first_row, winner, p.grad_mean[b * p.other_batch + c] * share);
+
+    const float grad = p.grad_other_mean[c * p.batch + b];
+    for (int start = 0; start < p.other_count; start += WARP) {
+      const int token = start + lane;
+      int row = -1;
+      if (token < p.other_count) {
+        row = index_at(p.best, b * p.best.stride_b + c * p.best.stride_c + token) - first_row;
+      }
+      const bool here = 0 <= row && row < ROWS && row % WARPS == warp && (other_mask == nullptr || other_mask[token]);
+      const float coefficient = here ? grad * p.other_share[c * p.other_count + token] : 0.0f;
+      add(__ballot_sync(~0u, here), row, token, coefficient);
+    }
+    if (c % RUN == RUN - 1) flush();
+  }
+  flush();
+
+  for (int r = 0; r < ROWS_OF_WARP; ++r) {
+    const int row = first_row + r * WARPS + warp;
+    if (row >= p.count) break;
+    const bool real = p.mask == nullptr || p.mask[b * p.count + row];
+    const float4 sum = real ? sums[row - first_row][lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const float values[VECTOR] = {sum.x, sum.y, sum.z, sum.w};
+    T* to = static_cast<T*>(p.grad) + (b * p.count + row) * p.channels + channel;
+    if (p.vector) {
+      if (left > 0) store<VECTOR>(to, values);
+    } else {
+#pragma unroll
+      for (int v = 0; v < VECTOR; ++v) {
+        if (v < left) to[v] = narrow<T>(values[v]);
+      }
+    }
+  }
+}
+
+template <typename T>
+void launch(const TokenMaximaBackward& p, cudaStream_t stream) {
+  contrastive_token_maxima_backward_kernel<T><<<unsigned(token_maxima_backward_blocks(p)), THREADS, 0, stream>>>(p);
+}
+
+}  // namespace
+
+int64_t token_maxima_backward_blocks(const TokenMaximaBackward& p) {
+  return p.batch * ceil_div(p.count, ROWS) * ceil_div(p.channels, SLICE);
+}
+
+void token_maxima_backward(const TokenMaximaBackward& p, cudaStream_t stream) {
+  switch (p.type) {
+    case Type::float32:
+      return launch<float>(p, stream);
+    case Type::float16:
+      return launch<__half>(p, stream);
+    case Type::bfloat16:
+      return launch<__nv_bfloat16>(p, stream);
+  }
+}
+
+}  // namespace mlip::cuda::contrastive

@@ -1,0 +1,193 @@
+"""The CUDA C++ kernels of the contrastive family, emulated: values, winners, gradients, hard input, planted faults.
+
+Tokens of small integers have exact similarities in every dtype, full of ties: winners must then be those of the
+reference, one by one.
+"""
+
+import pytest
+import torch
+
+from mlip_kernels.reference import contrastive as reference
+from mlip_kernels.testing import assert_as_accurate, assert_identical, permuted
+
+FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default
+BACKWARD = torch.ops.mlip_kernels.contrastive_token_maxima_backward.default
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ARCHITECTURES = (80, 90)
+SHAPES = (  # B, N, C, M, D
+    (1, 1, 1, 1, 1),
+    (2, 49, 3, 77, 64),
+    (3, 17, 70, 2, 17),
+    (1, 70, 2, 33, 129),
+)
+
+
+@pytest.fixture(params=ARCHITECTURES, ids="sm{}".format)
+def cuda(request, needs_emulated):
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+
+    return EmulatedCuda("cuda", request.param)
+
+
+def problem(b, n, c, m, d, *, dtype=torch.float32, masked=False, integers=False):
+    """Arguments of the forward operator, without what is to be kept; of masked sides, one row has no real token."""
+    random = torch.Generator().manual_seed(b + n + c + m + d)
+
+    def tokens(batch, count):
+        if integers:
+            return torch.randint(-2, 3, (batch, count, d), generator=random).to(dtype)
+        return torch.nn.functional.normalize(torch.randn(batch, count, d, generator=random), dim=-1).to(dtype)
+
+    def mask(batch, count):
+        real = torch.rand(batch, count, generator=random) < 0.6
+        real[batch // 2] = False
+        return real
+
+    sides = tokens(b, n), tokens(c, m)
+    masks = [mask(b, n), mask(c, m)] if masked else [None, None]
+    weights = (0.5 + torch.rand(shape, generator=random) for shape in ((b, n), (c, m)))
+    return [*sides, *masks, *(reference.shares(*one) for one in zip(sides, masks, weights, strict=True))]
+
+
+def backward_arguments(arguments, best_text, best_image):
+    """Arguments of the backward operator, for the images and for the texts."""
+    images, texts, image_mask, text_mask, image_share, text_share = arguments
+    random = torch.Generator().manual_seed(1)
+    to_images, to_texts = (
+        torch.randn(shape, generator=random) for shape in (best_text.shape[:2], best_image.shape[1::-1])
+    )
+    own = (to_images, to_texts, texts, image_mask, text_mask, image_share, text_share, best_text, best_image)
+    maps = best_image.transpose(0, 1), best_text.transpose(0, 1)
+    return own, (to_texts, to_images, images, text_mask, image_mask, text_share, image_share, *maps)
+
+
+def double(arguments):
+    return [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in arguments]
+
+
+def on(cuda, operator, *arguments):
+    with cuda:
+        return operator(*arguments)
+
+
+def assert_same_winners(actual, expected, own, other):
+    """Those of real tokens are the same; where the other side has no real token, the winner is masked."""
+    assert actual.dtype == expected.dtype
+    own = torch.ones_like(expected[:, 0], dtype=torch.bool) if own is None else own
+    real = own[:, None].expand(expected.shape)
+    if other is not None:
+        there = other.any(1)
+        real = real & there[None, :, None]
+        found = torch.gather(other[~there].expand(actual.shape[0], -1, -1), 2, actual[:, ~there].long())
+        assert not found.any()
+    assert torch.equal(actual[real], expected[real])
+
+
+def assert_exact(cuda, arguments):
+    found, expected = on(cuda, FORWARD, *arguments, True, True), reference.token_maxima(*arguments, True, True)
+    truth = reference.token_maxima(*double(arguments), True, True)
+    for position in (0, 1, 4, 5):
+        assert_as_accurate(found[position], expected[position], truth[position])
+    image_mask, text_mask = arguments[2:4]
+    assert_same_winners(found[2], expected[2], image_mask, text_mask)
+    assert_same_winners(found[3].transpose(0, 1), expected[3].transpose(0, 1), text_mask, image_mask)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_exact_similarities_have_the_winners_of_the_reference(cuda, shape, dtype, masked):
+    assert_exact(cuda, problem(*shape, dtype=dtype, masked=masked, integers=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_maxima_are_as_accurate_as_those_of_the_reference(cuda, dtype):
+    arguments = problem(1, 20, 2, 30, 300, dtype=dtype)
+    found, baseline, truth = (
+        on(cuda, FORWARD, *arguments, True, True),
+        reference.token_maxima(*arguments, True, True),
+        reference.token_maxima(*double(arguments), True, True),
+    )
+    for position in (0, 1, 4, 5):
+        assert_as_accurate(found[position], baseline[position], truth[position])
+
+
+@pytest.mark.parametrize(("n", "m"), [(257, 3), (3, 257)])
+def test_more_tokens_than_a_byte_can_name(cuda, n, m):
+    assert_exact(cuda, problem(1, n, 2, m, 8, masked=True, integers=True))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 2, 257, 8)], ids=str)
+def test_gradients_are_as_accurate_as_those_of_the_reference(cuda, shape, dtype, masked):
+    arguments = problem(*shape, dtype=dtype, masked=masked)
+    for given in backward_arguments(arguments, *reference.token_maxima(*arguments, True, False)[2:4]):
+        found = on(cuda, BACKWARD, *given)
+        assert found.dtype == dtype
+        truth = reference.token_maxima_backward(*double(given))
+        assert_as_accurate(found, reference.token_maxima_backward(*given), truth)
+        if masked:
+            assert not found[~given[3]].any()
+
+
+@pytest.mark.parametrize("layout", [permuted, lambda t: torch.stack((t, t), -1)[..., 0]], ids=["permuted", "strided"])
+def test_any_strides(cuda, layout):
+    arguments = problem(2, 9, 3, 18, 24, masked=True)
+    expected = on(cuda, FORWARD, *arguments, True, True)
+    for found, wanted in zip(on(cuda, FORWARD, *map(layout, arguments), True, True), expected, strict=True):
+        assert_identical(found, wanted)
+    for given in backward_arguments(arguments, *expected[2:4]):
+        assert_identical(on(cuda, BACKWARD, *map(layout, given)), on(cuda, BACKWARD, *given))
+
+
+@pytest.mark.parametrize(("batch", "texts"), [(0, 3), (2, 0)])
+def test_empty_batches(cuda, batch, texts):
+    arguments = problem(batch, 5, texts, 7, 8)
+    results = on(cuda, FORWARD, *arguments, True, True)
+    for found, wanted in zip(results, reference.token_maxima(*arguments, True, True), strict=True):
+        assert_identical(found, wanted)
+    for given in backward_arguments(arguments, *results[2:4]):
+        found = on(cuda, BACKWARD, *given)
+        assert found.shape == (*given[5].shape, 8)
+        assert not found.any()
+
+
+def test_what_is_not_wanted_is_not_kept(cuda):
+    arguments = problem(2, 5, 3, 7, 6)
+    everything = on(cuda, FORWARD, *arguments, True, True)
+    for keep_best, keep_maxima in ((True, False), (False, True), (False, False)):
+        kept = (True, True, keep_best, keep_best, keep_maxima, keep_maxima)
+        results = on(cuda, FORWARD, *arguments, keep_best, keep_maxima)
+        for found, whole, wanted in zip(results, everything, kept, strict=True):
+            assert torch.equal(found, whole) if wanted else found.numel() == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_tokens_that_are_not_finite_spoil_their_own_pairs_alone(cuda, value):
+    arguments = problem(3, 17, 4, 19, 6, masked=True)
+    arguments[2][0], arguments[3][0] = True, True
+    arguments[2][2, 5] = arguments[3][3, 7] = False
+    clean = on(cuda, FORWARD, *arguments, True, True)
+    arguments[0][2, 5] = arguments[1][3, 7] = value  # masked: harmless
+    for found, wanted in zip(on(cuda, FORWARD, *arguments, True, True), clean, strict=True):
+        assert_identical(found, wanted)
+    arguments[0][0, 3, 2] = value
+    per_image, per_text, _, best_image, *_ = on(cuda, FORWARD, *arguments, True, True)
+    there = arguments[3].any(1)
+    assert not per_image[0, there].isfinite().any()
+    assert not per_text[there, 0].isfinite().any()
+    assert (best_image[0][arguments[3]] == 3).all()
+    assert_identical(per_image[1:], clean[0][1:])
+    assert_identical(per_text[:, 1:], clean[1][:, 1:])
+
+
+def test_a_pair_does_not_depend_on_the_batch_around_it(cuda):
+    arguments = problem(3, 17, 40, 19, 24, masked=True)
+    whole = on(cuda, FORWARD, *arguments, True, True)
+    part = on(cuda, FORWARD, *(t[1:3] if i % 2 == 0 else t[21:24] for i, t in enumerate(arguments)), True, True)
+    for found, expected in zip(part[2:], whole[2:], strict=True):
+        assert_identical(found, expected[1:3, 21:24].contiguous())
+    assert_identical(part[0], whole[0][1:3, 21:24].contiguous())
+    assert_identical(part[1], whole[1][21:24, 1:3].contiguous())
