@@ -28,7 +28,7 @@ def promises(measured: Iterable[Compiled], operators: Iterable[Operator]) -> lis
     for row in measured:
         entry = entries[row.operator]
         problem = Problem(entry.problems[row.problem], row.dtype, row.arch)
-        found += size(row) + spills(row) + instructions(row, entry.kernel(row.kernel), problem)
+        found += size(row) + spills(row) + instructions(row, entry.kernel(row.kernel, row.backend), problem)
     return found
 
 

@@ -128,7 +128,7 @@ def traffic_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Traf
     """What the launches did, each alone and those of a call together."""
     rows: dict[Key, Traffic] = {}
     for run in runs:
-        kernels = [run.operator.kernel(names.kernel_of(launch.kernel)) for launch in run.launches]
+        kernels = [run.operator.kernel(names.kernel_of(launch.kernel), backend) for launch in run.launches]
         useful = [kernel.macs(run.problem) if kernel.tensor_cores(run.problem) else 0 for kernel in kernels]
         parts = [
             (kernel.name, [launch], kernel.bytes(run.problem), macs)

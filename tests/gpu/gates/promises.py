@@ -87,6 +87,6 @@ class Operator:
     """Sizes from training, for the lower bound on time."""
     dtypes: tuple[str, ...] = field(default=tuple(DTYPES))
 
-    def kernel(self, name: str) -> Kernel:
-        """The promise of kernel ``name``; KeyError if there is none."""
-        return {kernel.name: kernel for kernel in self.kernels}[name]
+    def kernel(self, name: str, backend: str) -> Kernel:
+        """The promise of kernel ``name`` on ``backend``; KeyError if there is none."""
+        return {kernel.name: kernel for kernel in self.kernels if backend in kernel.backends}[name]
