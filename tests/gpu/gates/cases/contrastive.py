@@ -39,7 +39,9 @@ def shares(p: Problem) -> tuple[Tensor, Tensor]:
 
 def winners(p: Problem) -> tuple[Tensor, Tensor]:
     shape = (p.B, p.C)
-    return (torch.arange(p.N) * 7 % p.M).byte().repeat(*shape, 1), (torch.arange(p.M) * 5 % p.N).byte().repeat(*shape, 1)
+    return (torch.arange(p.N) * 7 % p.M).byte().repeat(*shape, 1), (torch.arange(p.M) * 5 % p.N).byte().repeat(
+        *shape, 1
+    )
 
 
 def forward(p: Problem) -> tuple[Tensor, ...]:
