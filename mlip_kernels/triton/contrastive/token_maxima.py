@@ -147,7 +147,7 @@ def contrastive_token_maxima_kernel(
                 real = tl.load(text_mask + first_text * M + (text * M + m), mask=there, other=0) != 0
 
             similarity = none
-            for first_channel in range(0, D, BLOCK_D):
+            for first_channel in tl.range(0, D, BLOCK_D, disable_licm=True):
                 d = first_channel + tl.arange(0, BLOCK_D)
                 at = (token * image_token)[:, None] + d[None, :]
                 left = tl.load(
@@ -269,7 +269,7 @@ def token_maxima(
             ROWS=rows,
             TEXTS=texts,
             WIDTH=width,
-            BLOCK_D=16 if exact else 32,
+            BLOCK_D=16 if exact else 64,
             TOGETHER=IMAGES_TOGETHER,
             WIDE=max(span(images, 1, rows), span(others, texts, width)) >= 2**31,
             num_warps=NUM_WARPS,

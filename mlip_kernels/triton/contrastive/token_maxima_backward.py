@@ -32,7 +32,8 @@ from torch import Tensor
 from mlip_kernels.triton.contrastive.launches import aligned, columns_of, contiguous, lengths, rows_of, span
 from mlip_kernels.triton.spectral.products import multiply
 
-COLUMNS = 32  # tokens of the other side in a tile
+COLUMNS = 32  # tokens of the other side in a tile; half as many where products take more parts
+BLOCK_D = 128
 NUM_WARPS = 8
 
 
@@ -166,10 +167,11 @@ def token_maxima_backward(
     if grad.numel() == 0:
         return grad
     rows = rows_of(count)
-    block_d = 128 if other_tokens.dtype == torch.bfloat16 else 64  # fewer where products take more parts
-    sets, width = columns_of(other_batch, other_count, COLUMNS)
+    sets, width = columns_of(
+        other_batch, other_count, COLUMNS if other_tokens.dtype == torch.bfloat16 else COLUMNS // 2
+    )
     others = aligned(other_tokens)
-    contrastive_token_maxima_backward_kernel[batch * triton.cdiv(count, rows), triton.cdiv(channels, block_d)](
+    contrastive_token_maxima_backward_kernel[batch * triton.cdiv(count, rows), triton.cdiv(channels, BLOCK_D)](
         grad_mean,
         grad_other_mean,
         others,
@@ -195,7 +197,7 @@ def token_maxima_backward(
         ROWS=rows,
         SETS=sets,
         WIDTH=width,
-        BLOCK_D=block_d,
+        BLOCK_D=BLOCK_D,
         WIDE=max(
             span(others, sets, width),
             span(best_other.transpose(0, 1), sets, count),

@@ -11,7 +11,7 @@ OPERATORS_OF = torch.ops.mlip_kernels
 PROBLEMS = {
     "aligned": {"B": 2, "N": 49, "C": 8, "M": 77, "D": 128, "masked": 0},
     "odd": {"B": 2, "N": 50, "C": 9, "M": 33, "D": 33, "masked": 1},
-    "long": {"B": 1, "N": 196, "C": 8, "M": 32, "D": 64, "masked": 0},
+    "long": {"B": 1, "N": 196, "C": 8, "M": 32, "D": 64, "masked": 1},
 }
 FULL_SIZE = {"B": 1024, "N": 49, "C": 1024, "M": 77, "D": 512, "masked": 0}
 
