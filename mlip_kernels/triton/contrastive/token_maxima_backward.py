@@ -163,9 +163,9 @@ def token_maxima_backward(
 ) -> Tensor:
     """``mlip_kernels::contrastive_token_maxima_backward`` on CUDA tensors."""
     (batch, count), (other_batch, other_count, channels) = share.shape, other_tokens.shape
+    if batch == 0 or other_batch == 0:
+        return other_tokens.new_zeros(batch, count, channels)
     grad = other_tokens.new_empty(batch, count, channels)
-    if grad.numel() == 0:
-        return grad
     rows = rows_of(count)
     sets, width = columns_of(
         other_batch, other_count, COLUMNS if other_tokens.dtype == torch.bfloat16 else COLUMNS // 2
