@@ -7,17 +7,17 @@ reference, one by one.
 import pytest
 import torch
 
+from mlip_kernels import token_logits, use_reference
 from mlip_kernels.reference import contrastive as reference
-from mlip_kernels.testing import assert_as_accurate
+from mlip_kernels.testing import assert_as_accurate, assert_identical, permuted
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default
 BACKWARD = torch.ops.mlip_kernels.contrastive_token_maxima_backward.default
 BACKENDS = ("triton",)
 SINGLE, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 ODD = (3, 49, 11, 37, 33)  # B, N, C, M, D: tails in every direction, texts in two groups
-ALIGNED = (2, 49, 9, 77, 64)
 MANY_ROWS = (2, 150, 3, 40, 33)  # a tile has 64 tokens of an image, and 32 of each of 4 texts
-BEYOND_A_BYTE = (2, 257, 1, 300, 17)
+CASES = ((ODD, False), (ODD, True), (MANY_ROWS, True))
 
 
 def on(*devices):
@@ -86,15 +86,6 @@ def assert_same_maxima(results, arguments):
         assert torch.equal(actual[real], wanted[real])
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("shape", [ODD, MANY_ROWS], ids=str)
-@on((80, SINGLE), (90, BRAIN))
-def test_winners_are_those_of_the_reference(cuda, shape, dtype, masked):
-    arguments = problem(*shape, dtype=dtype, masked=masked)
-    assert_same_maxima(forward(cuda, arguments), arguments)
-    assert cuda.operators == ["contrastive_token_maxima"]
-
-
 def backward_arguments(arguments, best_text, best_image):
     """Arguments of the backward operator, for the images and for the texts."""
     images, texts, image_mask, text_mask, image_share, text_share = arguments
@@ -111,16 +102,147 @@ def backward(cuda, arguments):
         return BACKWARD(*(None if t is None else cuda.put(t) for t in arguments)).cpu()
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("shape", [ODD, MANY_ROWS], ids=str)
+@pytest.mark.parametrize(("shape", "masked"), CASES, ids=str)
+@on((80, SINGLE), (90, BRAIN))
+def test_exact_similarities_have_the_winners_of_the_reference(cuda, shape, dtype, masked):
+    arguments = problem(*shape, dtype=dtype, masked=masked)
+    assert_same_maxima(forward(cuda, arguments), arguments)
+    assert cuda.operators == ["contrastive_token_maxima"]
+
+
+@pytest.mark.parametrize(("shape", "masked"), CASES, ids=str)
 @on((80, SINGLE), (80, HALF), (90, BRAIN))
-def test_gradients_are_as_accurate_as_those_of_the_reference(cuda, shape, dtype, masked):
+def test_values_and_gradients_are_as_accurate_as_those_of_the_reference(cuda, shape, dtype, masked):
     arguments = problem(*shape, dtype=dtype, masked=masked, integers=False)
-    maps = reference.token_maxima(*arguments, True, False)[2:4]
-    for given in backward_arguments(arguments, *maps):
+    results = forward(cuda, arguments)
+    expected, truth = (reference.token_maxima(*given, True, True) for given in (arguments, double(arguments)))
+    for position in (0, 1, 4, 5):
+        assert_as_accurate(results[position], expected[position], truth[position])
+    for given in backward_arguments(arguments, *results[2:4]):
         actual = backward(cuda, given)
-        assert_as_accurate(
-            actual, reference.token_maxima_backward(*given), reference.token_maxima_backward(*double(given))
-        )
+        baseline, truth = (reference.token_maxima_backward(*one) for one in (given, double(given)))
+        assert_as_accurate(actual, baseline, truth)
         if masked:
             assert not actual[~given[3]].any()
+    assert cuda.operators == ["contrastive_token_maxima", *["contrastive_token_maxima_backward"] * 2]
+
+
+@on((90, BRAIN))
+def test_maps_of_more_than_a_byte(cuda, dtype):
+    arguments = problem(2, 257, 1, 300, 17, dtype=dtype, masked=False)
+    results = forward(cuda, arguments)
+    assert results[2].dtype == results[3].dtype == torch.int16
+    assert_same_maxima(results, arguments)
+    given, _ = backward_arguments(arguments, *results[2:4])
+    baseline, truth = (reference.token_maxima_backward(*one) for one in (given, double(given)))
+    assert_as_accurate(backward(cuda, given), baseline, truth)
+
+
+@on((80, SINGLE))
+def test_what_is_not_wanted_is_not_kept_and_changes_nothing(cuda, dtype):
+    arguments = problem(*MANY_ROWS, dtype=dtype)
+    everything = forward(cuda, arguments)
+    for keep_best, keep_maxima in ((True, False), (False, False)):
+        kept = (True, True, keep_best, keep_best, keep_maxima, keep_maxima)
+        results = forward(cuda, arguments, keep_best, keep_maxima)
+        for actual, expected, wanted in zip(results, everything, kept, strict=True):
+            assert_identical(actual, expected if wanted else expected.new_empty(0))
+
+
+@pytest.mark.parametrize("layout", [permuted, lambda t: torch.stack((t, t), -1)[..., 0]], ids=["permuted", "strided"])
+@on((80, SINGLE))
+def test_layouts_do_not_matter(cuda, layout, dtype):
+    arguments = problem(2, 17, 3, 18, 32, dtype=dtype)
+    results = forward(cuda, arguments)
+    for actual, expected in zip(forward(cuda, [layout(t) for t in arguments]), results, strict=True):
+        assert_identical(actual, expected)
+    for given in backward_arguments(arguments, *results[2:4]):
+        assert_identical(backward(cuda, [layout(t) for t in given]), backward(cuda, given))
+
+
+@on((80, SINGLE))
+def test_empty_batches(cuda, dtype):
+    for shape in ((0, 3, 2, 4, 5), (2, 3, 0, 4, 5)):
+        arguments = problem(*shape, dtype=dtype, masked=False)
+        results = forward(cuda, arguments)
+        for actual, expected in zip(results, reference.token_maxima(*arguments, True, True), strict=True):
+            assert_identical(actual, expected)
+        for given in backward_arguments(arguments, *results[2:4]):
+            assert_identical(backward(cuda, given), torch.zeros_like(reference.token_maxima_backward(*given)))
+
+
+@on((80, SINGLE), (90, BRAIN))
+def test_what_stands_in_masked_tokens_is_not_used(cuda, dtype):
+    arguments = problem(*ODD, dtype=dtype)
+    spoilt = list(arguments)
+    for side in (0, 1):
+        spoilt[side] = arguments[side].masked_fill(~arguments[side + 2][..., None], float("nan"))
+    results = forward(cuda, arguments)
+    for actual, expected in zip(forward(cuda, spoilt), results, strict=True):
+        assert_identical(actual, expected)
+    for given, same in zip(*(backward_arguments(one, *results[2:4]) for one in (spoilt, arguments)), strict=True):
+        assert_identical(backward(cuda, given), backward(cuda, same))
+
+
+@pytest.mark.parametrize("shape", [ODD, MANY_ROWS], ids=str)
+@on((90, BRAIN))
+def test_a_token_that_is_nan_wins_as_in_pytorch(cuda, shape, dtype):
+    arguments = problem(*shape, dtype=dtype, masked=False)
+    arguments[0][1, 3, 2] = arguments[0][1, 40, 2] = arguments[1][2, 18] = float("nan")
+    for actual, expected in zip(forward(cuda, arguments), reference.token_maxima(*arguments, True, True), strict=True):
+        if actual.is_floating_point():
+            assert torch.equal(actual.isnan(), expected.isnan())
+        else:
+            assert_identical(actual, expected)
+
+
+@on((90, BRAIN))
+def test_the_public_function_and_its_gradients(cuda, dtype):
+    images, texts, image_mask, text_mask, *weights = problem(*ODD, dtype=dtype, integers=False)
+
+    def results(put=torch.Tensor.detach, to=torch.Tensor.clone):
+        leaves = [put(to(t)).requires_grad_() for t in (images, texts, *weights)]
+        names = ("image_mask", "text_mask", "image_weight", "text_weight")
+        options = dict(zip(names, (put(image_mask), put(text_mask), *leaves[2:]), strict=True))
+        logits = token_logits(*leaves[:2], **options, scale=3.0)
+        return [*logits, *torch.autograd.grad([x.square().sum() for x in logits], leaves)]
+
+    with cuda:
+        found = [t.cpu() for t in results(cuda.put)]
+    with use_reference():
+        baseline, truth = results(), results(to=torch.Tensor.double)
+    for three in zip(found, baseline, truth, strict=True):
+        assert_as_accurate(*three)
+    assert sorted(cuda.operators) == ["contrastive_token_maxima", *["contrastive_token_maxima_backward"] * 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_is_not_computed(backend, needs_emulated):
+    needs_emulated(backend)
+    from emulated_cuda import EmulatedCuda
+
+    arguments = problem(1, 49, 8, 77, 32, dtype=BRAIN, masked=False)
+    multiply_adds = []
+    for length in (77, 20):
+        arguments[3] = (torch.arange(77) < length).expand(8, 77)
+        device = EmulatedCuda(backend, 80)
+        best_text, best_image = forward(device, arguments, True, False)[2:4]
+        backward(device, backward_arguments(arguments, best_text, best_image)[0])
+        multiply_adds.append([launch.statistics.matrix_macs for launch in device.launches])
+    for padded, whole in zip(*reversed(multiply_adds), strict=True):
+        assert padded <= whole / 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_order_of_the_warps_changes_a_bit(backend, needs_emulated):
+    needs_emulated(backend)
+    from emulated_cuda import EmulatedCuda
+
+    arguments = problem(*MANY_ROWS, dtype=BRAIN, integers=False)
+    both = []
+    for schedule in ("round_robin", "random"):
+        device = EmulatedCuda(backend, 90, schedule=schedule, seed=1)
+        results = forward(device, arguments)
+        both.append([*results, *(backward(device, given) for given in backward_arguments(arguments, *results[2:4]))])
+    for one, other in zip(*both, strict=True):
+        assert_identical(one, other)

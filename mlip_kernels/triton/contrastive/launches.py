@@ -36,9 +36,18 @@ def lengths(mask: Tensor | None) -> Tensor | None:
     return (positions * mask).amax(1)
 
 
-def with_unit_stride(tokens: Tensor) -> Tensor:
-    """``tokens``, made contiguous unless their last dimension has unit stride already."""
-    return tokens if tokens.stride(-1) == 1 or tokens.shape[-1] == 1 else tokens.contiguous()
+def aligned(tokens: Tensor) -> Tensor:
+    """``tokens [B, N, D]`` with rows that can be read 16 bytes at a time: a copy, padded by zeros, unless they can.
+
+    One copy costs little beside the pairs of tokens, and the kernels need no second version.
+    """
+    padding = -tokens.shape[2] % SMALLEST
+    bytes_apart = [stride * tokens.element_size() for stride in tokens.stride()[:2]]
+    if padding:
+        return torch.nn.functional.pad(tokens, (0, padding))
+    if tokens.stride(2) != 1 or any(place % 16 for place in (tokens.data_ptr(), *bytes_apart)):
+        return tokens.clone(memory_format=torch.contiguous_format)
+    return tokens
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -47,4 +56,6 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
 
 def span(tensor: Tensor, *sizes: int) -> int:
     """How far apart elements of a tile lie that has ``sizes`` of the first dimensions and all of the others."""
-    return sum(size * stride for size, stride in zip((*sizes, *tensor.shape[len(sizes) :]), tensor.stride(), strict=True))
+    return sum(
+        size * stride for size, stride in zip((*sizes, *tensor.shape[len(sizes) :]), tensor.stride(), strict=True)
+    )

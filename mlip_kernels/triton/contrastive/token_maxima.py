@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlip_kernels.reference.contrastive import Maxima, index_dtype
-from mlip_kernels.triton.contrastive.launches import columns_of, contiguous, lengths, rows_of, span, with_unit_stride
+from mlip_kernels.triton.contrastive.launches import aligned, columns_of, contiguous, lengths, rows_of, span
 from mlip_kernels.triton.spectral.products import multiply
 
 COLUMNS = 128  # tokens of texts in a tile
@@ -147,12 +147,18 @@ def contrastive_token_maxima_kernel(
                 real = tl.load(text_mask + first_text * M + (text * M + m), mask=there, other=0) != 0
 
             similarity = none
-            for first_channel in range(0, D, BLOCK_D):
+            for first_channel in tl.range(0, D, BLOCK_D, disable_licm=True):
                 d = first_channel + tl.arange(0, BLOCK_D)
                 at = (token * image_token)[:, None] + d[None, :]
-                left = tl.load(images + first_row.to(tl.int64) * image_token + at, mask=row[:, None] & (d < D)[None, :], other=0.0)
+                left = tl.load(
+                    images + first_row.to(tl.int64) * image_token + at, mask=row[:, None] & (d < D)[None, :], other=0.0
+                )
                 at = (text * text_batch + column % WIDTH * text_token)[None, :] + d[:, None]
-                right = tl.load(texts + first_column.to(tl.int64) * text_token + at, mask=real[None, :] & (d < D)[:, None], other=0.0)
+                right = tl.load(
+                    texts + first_column.to(tl.int64) * text_token + at,
+                    mask=real[None, :] & (d < D)[:, None],
+                    other=0.0,
+                )
                 similarity += multiply(left, right, none, True) if EXACT else tl.dot(left, right, none)
             similarity = tl.where(row[:, None] & real[None, :], similarity, float("-inf"))
 
@@ -213,7 +219,7 @@ def token_maxima(
 
     Images of more than 64 tokens take ``4·B·C·M`` bytes of memory during the call even where no maxima are kept.
     """
-    (batch, count, channels), (text_batch, text_count, _) = image_tokens.shape, text_tokens.shape
+    (batch, count, _), (text_batch, text_count, _) = image_tokens.shape, text_tokens.shape
     rows = rows_of(count)
     several = count > rows
 
@@ -232,8 +238,8 @@ def token_maxima(
 
     if per_image.numel():
         exact = image_tokens.dtype == torch.float32
+        images, others = aligned(image_tokens), aligned(text_tokens)
         texts, width = columns_of(text_batch, text_count, COLUMNS)
-        images, others = with_unit_stride(image_tokens), with_unit_stride(text_tokens)
         contrastive_token_maxima_kernel[batch * triton.cdiv(text_batch, texts),](
             images,
             others,
@@ -253,7 +259,7 @@ def token_maxima(
             text_batch,
             count,
             text_count,
-            channels,
+            images.shape[2],
             *images.stride()[:2],
             *others.stride()[:2],
             KEEP_BEST=keep_best,
@@ -263,7 +269,7 @@ def token_maxima(
             ROWS=rows,
             TEXTS=texts,
             WIDTH=width,
-            BLOCK_D=32 if channels * images.element_size() % 16 == 0 else 16,
+            BLOCK_D=16 if exact else 64,
             TOGETHER=IMAGES_TOGETHER,
             WIDE=max(span(images, 1, rows), span(others, texts, width)) >= 2**31,
             num_warps=NUM_WARPS,

@@ -29,10 +29,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlip_kernels.triton.contrastive.launches import columns_of, contiguous, lengths, rows_of, span, with_unit_stride
+from mlip_kernels.triton.contrastive.launches import aligned, columns_of, contiguous, lengths, rows_of, span
 from mlip_kernels.triton.spectral.products import multiply
 
-COLUMNS = 64  # tokens of the other side in a tile
+COLUMNS = 32  # tokens of the other side in a tile; half as many where products take more parts
 BLOCK_D = 128
 NUM_WARPS = 8
 
@@ -70,6 +70,7 @@ def contrastive_token_maxima_backward_kernel(
     N,
     M,
     D,
+    other_D,  # D, rounded up
     mean_strides,
     other_mean_strides,
     other_strides,
@@ -102,6 +103,7 @@ def contrastive_token_maxima_backward_kernel(
     if mask is not None:
         row = tl.load(mask + b * N + n, mask=row, other=0) != 0
         walk = tl.where(first_row < tl.load(length + b), C, 0)
+    place = tl.where(row, n, -2)
     own_share = tl.load(share + b * N + n, mask=row, other=0.0)
     none = tl.zeros((ROWS, BLOCK_D), tl.float32)
     total = none
@@ -109,14 +111,18 @@ def contrastive_token_maxima_backward_kernel(
         sets = C - first_set
         first = first_set.to(tl.int64)
         column_limit = M
+        there = c < sets
         if other_mask is not None:
-            column_limit = tl.max(tl.load(other_length + first + c, mask=c < sets, other=0), 0)
+            length_of = tl.load(other_length + first + c, mask=there, other=0)
+            column_limit = tl.max(length_of, 0)
+            there = length_of > 0
 
-        own = tl.load(grad_mean + first * mean_strides[1] + c * mean_strides[1], mask=c < sets, other=0.0)
+        own = tl.load(grad_mean + first * mean_strides[1] + c * mean_strides[1], mask=there, other=0.0)
         own = own_share[:, None] * own[None, :]
         at = (c * best_other_strides[1])[None, :] + (n * best_other_strides[2])[:, None]
         places = best_other + first * best_other_strides[1] + at
-        target = tl.load(places, mask=row[:, None] & (c < sets)[None, :], other=0).to(tl.int32)
+        used = row[:, None] & there[None, :]
+        target = tl.where(used, tl.load(places, mask=used, other=0).to(tl.int32), -1)
         for first_column in range(0, column_limit, WIDTH):
             m = first_column + column % WIDTH
             real = (m < M) & (set_of < sets)
@@ -127,20 +133,21 @@ def contrastive_token_maxima_backward_kernel(
             won = tl.load(grads, mask=real, other=0.0)
             won *= tl.load(other_share + first * M + flat, mask=real, other=0.0)
             winners = best + first * best_strides[1] + (set_of * best_strides[1] + m * best_strides[2])
-            by = tl.load(winners, mask=real, other=0).to(tl.int32)
+            by = tl.where(real, tl.load(winners, mask=real, other=0).to(tl.int32), -1)
 
             index = (first_column + tl.arange(0, WIDTH))[None, None, :]
             coefficient = tl.where(target[:, :, None] == index, own[:, :, None], 0.0)
             coefficient = tl.reshape(coefficient, (ROWS, SETS * WIDTH))
-            coefficient += tl.where(by[None, :] == n[:, None], won[None, :], 0.0)
-            coefficient = tl.where(row[:, None] & real[None, :], coefficient, 0.0)
+            coefficient += tl.where(by[None, :] == place[:, None], won[None, :], 0.0)
 
             base = others + first * other_strides[0] + first_column.to(tl.int64) * other_strides[1]
-            place = (set_of * other_strides[0] + column % WIDTH * other_strides[1])[:, None] + d[None, :]
-            tokens = tl.load(base + place, mask=real[:, None] & (d < D)[None, :], other=0.0)
+            token = (set_of * other_strides[0] + column % WIDTH * other_strides[1])[:, None] + d[None, :]
+            tokens = tl.load(base + token, mask=real[:, None] & (d < other_D)[None, :], other=0.0)
             total += _product(coefficient, tokens, none)
     to = tl.arange(0, ROWS)[:, None] * D + d[None, :]
-    tl.store(grad + (b * N + first_row) * D + to, total.to(grad.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
+    tl.store(
+        grad + (b * N + first_row) * D + to, total.to(grad.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :]
+    )
 
 
 def token_maxima_backward(
@@ -156,12 +163,14 @@ def token_maxima_backward(
 ) -> Tensor:
     """``mlip_kernels::contrastive_token_maxima_backward`` on CUDA tensors."""
     (batch, count), (other_batch, other_count, channels) = share.shape, other_tokens.shape
+    if batch == 0 or other_batch == 0:
+        return other_tokens.new_zeros(batch, count, channels)
     grad = other_tokens.new_empty(batch, count, channels)
-    if grad.numel() == 0:
-        return grad
     rows = rows_of(count)
-    sets, width = columns_of(other_batch, other_count, 64 if other_tokens.dtype == torch.bfloat16 else 32)
-    others = with_unit_stride(other_tokens)
+    sets, width = columns_of(
+        other_batch, other_count, COLUMNS if other_tokens.dtype == torch.bfloat16 else COLUMNS // 2
+    )
+    others = aligned(other_tokens)
     contrastive_token_maxima_backward_kernel[batch * triton.cdiv(count, rows), triton.cdiv(channels, BLOCK_D)](
         grad_mean,
         grad_other_mean,
@@ -179,6 +188,7 @@ def token_maxima_backward(
         count,
         other_count,
         channels,
+        others.shape[2],
         grad_mean.stride(),
         grad_other_mean.stride(),
         others.stride()[:2],

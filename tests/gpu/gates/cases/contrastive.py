@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gates.promises import Kernel, Operator, Problem
+from gates.promises import Kernel, Operator, Problem, always
 
 FLOAT = 4  # bytes of a float32, which shares, means and their gradients are in any dtype
 OPERATORS_OF = torch.ops.mlip_kernels
@@ -11,7 +11,7 @@ OPERATORS_OF = torch.ops.mlip_kernels
 PROBLEMS = {
     "aligned": {"B": 2, "N": 49, "C": 8, "M": 77, "D": 128, "masked": 0},
     "odd": {"B": 2, "N": 50, "C": 9, "M": 33, "D": 33, "masked": 1},
-    "long": {"B": 1, "N": 196, "C": 8, "M": 32, "D": 64, "masked": 0},
+    "long": {"B": 1, "N": 196, "C": 8, "M": 32, "D": 64, "masked": 1},
 }
 FULL_SIZE = {"B": 1024, "N": 49, "C": 1024, "M": 77, "D": 512, "masked": 0}
 
@@ -39,7 +39,9 @@ def shares(p: Problem) -> tuple[Tensor, Tensor]:
 
 def winners(p: Problem) -> tuple[Tensor, Tensor]:
     shape = (p.B, p.C)
-    return (torch.arange(p.N) * 7 % p.M).byte().repeat(*shape, 1), (torch.arange(p.M) * 5 % p.N).byte().repeat(*shape, 1)
+    return (torch.arange(p.N) * 7 % p.M).byte().repeat(*shape, 1), (torch.arange(p.M) * 5 % p.N).byte().repeat(
+        *shape, 1
+    )
 
 
 def forward(p: Problem) -> tuple[Tensor, ...]:
@@ -78,6 +80,11 @@ def tensor_cores(p: Problem) -> bool:
     return p.arch >= 80
 
 
+def reserves(p: Problem) -> bool:
+    """Tensor memory is reserved by atomic instructions, on integers, and only this architecture has it."""
+    return p.arch == 100
+
+
 def vectors(p: Problem) -> bool:
     return p.D % 8 == 0
 
@@ -93,7 +100,17 @@ OPERATORS = (
                 bytes=bytes_of,
                 macs=pairs,
                 tensor_cores=tensor_cores,
+                atomics=reserves,
+                wide_loads=always,
+                backends=("triton",),
+            ),
+            Kernel(
+                "contrastive_token_maxima_kernel",
+                bytes=bytes_of,
+                macs=pairs,
+                tensor_cores=tensor_cores,
                 wide_loads=vectors,
+                backends=("cuda",),
             ),
         ),
         problems=PROBLEMS,
@@ -109,7 +126,8 @@ OPERATORS = (
                 bytes=bytes_of,
                 macs=terms,
                 tensor_cores=tensor_cores,
-                wide_loads=vectors,
+                atomics=reserves,
+                wide_loads=always,
                 wide_stores=vectors,
                 backends=("triton",),
             ),
