@@ -1,6 +1,6 @@
 """Every operator that has GPU kernels. A new one is added here, by one entry in the file of its family."""
 
-from gates.cases import merging, spectral
+from gates.cases import contrastive, merging, spectral
 from gates.promises import Operator
 
-OPERATORS: tuple[Operator, ...] = (*merging.OPERATORS, *spectral.OPERATORS)
+OPERATORS: tuple[Operator, ...] = (*contrastive.OPERATORS, *merging.OPERATORS, *spectral.OPERATORS)
