@@ -48,6 +48,8 @@ __device__ inline int index_at(const TokenMap& map, int64_t at) {
   }
 }
 
+// A lane's channels lie together where they move in one access, else 32 apart: `left` of them and of what follows
+// exist.
 template <typename T>
 __device__ inline void read(const T* from, int64_t left, bool vector, float (&to)[VECTOR]) {
   if (vector) {
@@ -55,7 +57,7 @@ __device__ inline void read(const T* from, int64_t left, bool vector, float (&to
   } else {
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
-      if (v < left) to[v] = widen(from[v]);
+      if (v * WARP < left) to[v] = widen(from[v * WARP]);
     }
   }
 }
@@ -66,7 +68,7 @@ __global__ void __launch_bounds__(THREADS, 3)
   __shared__ float4 run[ROWS][WARP], sums[ROWS][WARP];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int slices = int(ceil_div(p.channels, SLICE)), row_blocks = int(ceil_div(p.count, ROWS));
-  const int64_t channel = int64_t(blockIdx.x % slices) * SLICE + lane * VECTOR;
+  const int64_t channel = int64_t(blockIdx.x % slices) * SLICE + lane * (p.vector ? VECTOR : 1);
   const int first_row = int(blockIdx.x / slices % row_blocks) * ROWS;
   const int64_t b = blockIdx.x / slices / row_blocks;
   const int64_t left = p.channels - channel;
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     } else {
 #pragma unroll
       for (int v = 0; v < VECTOR; ++v) {
-        if (v < left) to[v] = narrow<T>(values[v]);
+        if (v * WARP < left) to[v * WARP] = narrow<T>(values[v]);
       }
     }
   }
