@@ -213,6 +213,25 @@ def test_many_tokens_in_little_shared_memory(needs_emulated):
         assert small.launches[-1].shared < large.launches[-1].shared
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_tensor_cores_and_copies_in_the_background(dtype, needs_emulated, request):
+    """What is compiled for sm_75, whose PTX the emulator does not take, compiled for sm_80."""
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+
+    original, header = SOURCES / "token_maxima.cu", SOURCES.parent / "mma.cuh"
+    source = original.read_text(encoding="utf-8").replace(
+        '#include "cuda/mma.cuh"\n', header.read_text(encoding="utf-8")
+    )
+    old = source.replace("#pragma once\n", "").replace("__CUDA_ARCH__ >= 800", "false")
+    file = request.config.cache.mkdir("contrastive_without_tensor_cores") / original.name
+    if not file.exists() or file.read_text(encoding="utf-8") != old:
+        file.write_text(old, encoding="utf-8")
+    cuda = EmulatedCuda("cuda", 80, sources={original: file})
+    assert_exact(cuda, problem(2, 49, 3, 77, 40, dtype=dtype, masked=True, integers=True))
+    assert not any("mma" in opcode or "cp.async.cg" in opcode for opcode in cuda.launches[0].opcodes)
+
+
 WRONG = "wrong result"
 MAXIMA, GRADIENT = "token_maxima", "token_maxima_backward"
 

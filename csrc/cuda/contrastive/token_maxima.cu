@@ -43,6 +43,8 @@ constexpr int OPERAND = TILE * PITCH;
 constexpr int TILE_PITCH = TILE + 5;  // reading rows meets no bank twice, storing products none more than twice
 constexpr int FIRST = 1, LAST = 2, INDEX = 4;  // of the real tokens of a text; what an index is multiplied by
 constexpr int MOST_TEXT_PLACES = 2048;         // that a block has, where a text has no more
+constexpr int LEAST_TEXT_PLACES = 4 * TILE;
+constexpr int BLOCKS_WANTED = 6;  // for each multiprocessor: twice what it holds
 constexpr int NOTHING = 0x7fffffff;
 
 // What a block keeps besides the operands and the row states.
@@ -381,6 +383,16 @@ int64_t shared_bytes(const TokenMaxima& p) {
   return int64_t(sizeof(Shared)) + operands * OPERAND * 4 + tiles * TILE * 8 + text_places(p) * 2;
 }
 
+// As many texts for a block as fill its list of places, unless that leaves part of the GPU without work. A block has
+// enough of them that its last tile, which is not full, does not matter.
+int texts_per_block(const TokenMaxima& p, int multiprocessors) {
+  const int64_t most = p.texts.count < MOST_TEXT_PLACES ? MOST_TEXT_PLACES / p.texts.count : 1;
+  const int64_t wanted = ceil_div(int64_t(multiprocessors) * BLOCKS_WANTED, p.images.batch);
+  const int64_t worth = ceil_div(p.texts.batch * p.texts.count, LEAST_TEXT_PLACES);
+  const int64_t least = ceil_div(p.texts.batch, most), groups = wanted < worth ? wanted : worth;
+  return int(ceil_div(p.texts.batch, groups < least ? least : groups));
+}
+
 template <typename T>
 void launch(const TokenMaxima& p, cudaStream_t stream) {
   const int64_t bytes = shared_bytes(p);
@@ -392,14 +404,16 @@ void launch(const TokenMaxima& p, cudaStream_t stream) {
 }  // namespace
 
 bool token_maxima_plan(TokenMaxima& p) {
-  int index = 0, shared = 0, reserved = 0;
+  int index = 0, multiprocessors = 0, shared = 0, reserved = 0;
   cudaGetDevice(&index);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index);
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
   cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, index);
-  p.texts_per_block = p.texts.count < MOST_TEXT_PLACES ? MOST_TEXT_PLACES / p.texts.count : 1;
+  p.texts_per_block = texts_per_block(p, multiprocessors);
+  const int most_stages = p.channels * size_of(p.type) > PIECE * 4 ? 2 : 1;
   // Two blocks hide each other's waiting; what is kept or in flight is worth less than that.
   for (const int blocks : {2, 1}) {
-    for (const int stages : {2, 1}) {
+    for (int stages = most_stages; stages > 0; --stages) {
       for (const bool resident : {true, false}) {
         for (const bool held : {true, false}) {
           if (held && p.images.count <= TILE) continue;  // the texts are read once as it is
