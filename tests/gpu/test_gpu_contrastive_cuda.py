@@ -252,8 +252,9 @@ MUTATIONS = (
     Mutation("texts without mask", MAXIMA, "find_places(p.texts.mask", "find_places(nullptr", WRONG),
     Mutation("sums start again", MAXIMA, "shared.text_sum[before]", "0.0f", WRONG),
     Mutation("rows start again", MAXIMA, "real && start > 0 ? row_maxima[row]", "false ? 0.0f", WRONG),
+    Mutation("lists replaced too early", GRADIENT, "__syncthreads();  // the lists may be replaced", "", "shared_race"),
     Mutation("winners without mask", GRADIENT, " && (other_mask == nullptr || other_mask[winner])", "", WRONG),
-    Mutation("one sum for all", GRADIENT, "row % WARPS == warp", "true", "shared_race"),
+    Mutation("one sum for all", GRADIENT, "term.row_and_token % WARPS == warp", "true", "shared_race"),
 )
 
 
@@ -271,7 +272,7 @@ def test_planted_faults_are_caught(mutation, needs_emulated, request):
     if not file.exists() or file.read_text(encoding="utf-8") != mutated:
         file.write_text(mutated, encoding="utf-8")
     cuda = EmulatedCuda("cuda", 80, sources={original: file})
-    arguments = problem(2, 40, 3, 77, 24, masked=True, integers=True)
+    arguments = problem(2, 40, 9, 77, 24, masked=True, integers=True)
     arguments[0].add_(3), arguments[1].neg_().sub_(3)  # similarities are negative: what is masked would win
     try:
         if mutation.kernel == MAXIMA:
