@@ -4,14 +4,19 @@ Tokens of small integers have exact similarities in every dtype, full of ties: w
 reference, one by one.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
 
+import mlip_kernels
 from mlip_kernels.reference import contrastive as reference
 from mlip_kernels.testing import assert_as_accurate, assert_identical, permuted
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default
 BACKWARD = torch.ops.mlip_kernels.contrastive_token_maxima_backward.default
+SOURCES = Path(mlip_kernels.__file__).parents[1] / "csrc" / "cuda" / "contrastive"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ARCHITECTURES = (80, 90)
 SHAPES = (  # B, N, C, M, D
@@ -191,3 +196,94 @@ def test_a_pair_does_not_depend_on_the_batch_around_it(cuda):
         assert_identical(found, expected[1:3, 21:24].contiguous())
     assert_identical(part[0], whole[0][1:3, 21:24].contiguous())
     assert_identical(part[1], whole[1][21:24, 1:3].contiguous())
+
+
+def test_many_tokens_in_little_shared_memory(needs_emulated):
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+
+    small, large = (EmulatedCuda("cuda", 80, sized_as=arch) for arch in (75, 90))
+    for n, m in ((2048, 70), (70, 2048)):
+        arguments = problem(1, n, 1, m, 136, masked=True, integers=True)
+        arguments[2][0, ::2] = arguments[3][0, 1::3] = True
+        assert_exact(small, arguments)
+        results = (on(device, FORWARD, *arguments, True, True) for device in (small, large))
+        for found, wanted in zip(*results, strict=True):
+            assert_identical(found, wanted)
+        assert small.launches[-1].shared < large.launches[-1].shared
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_tensor_cores_and_copies_in_the_background(dtype, needs_emulated, request):
+    """What is compiled for sm_75, whose PTX the emulator does not take, compiled for sm_80."""
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+
+    original, header = SOURCES / "token_maxima.cu", SOURCES.parent / "mma.cuh"
+    source = original.read_text(encoding="utf-8").replace(
+        '#include "cuda/mma.cuh"\n', header.read_text(encoding="utf-8")
+    )
+    old = source.replace("#pragma once\n", "").replace("__CUDA_ARCH__ >= 800", "false")
+    file = request.config.cache.mkdir("contrastive_without_tensor_cores") / original.name
+    if not file.exists() or file.read_text(encoding="utf-8") != old:
+        file.write_text(old, encoding="utf-8")
+    cuda = EmulatedCuda("cuda", 80, sources={original: file})
+    assert_exact(cuda, problem(2, 49, 3, 77, 40, dtype=dtype, masked=True, integers=True))
+    assert not any("mma" in opcode or "cp.async.cg" in opcode for opcode in cuda.launches[0].opcodes)
+
+
+WRONG = "wrong result"
+MAXIMA, GRADIENT = "token_maxima", "token_maxima_backward"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``after`` in the place of ``before``, in a kernel, is seen as ``caught``."""
+
+    name: str
+    kernel: str
+    before: str
+    after: str
+    caught: str
+
+
+MUTATIONS = (
+    Mutation("no barrier behind the tile", MAXIMA, "__syncthreads();  // the tile is there", "", "shared_race"),
+    Mutation("texts without mask", MAXIMA, "find_places(p.texts.mask", "find_places(nullptr", WRONG),
+    Mutation("sums start again", MAXIMA, "shared.text_sum[before]", "0.0f", WRONG),
+    Mutation("rows start again", MAXIMA, "real && start > 0 ? row_maxima[row]", "false ? 0.0f", WRONG),
+    Mutation("lists replaced too early", GRADIENT, "__syncthreads();  // the lists may be replaced", "", "shared_race"),
+    Mutation("winners without mask", GRADIENT, " && (other_mask == nullptr || other_mask[winner])", "", WRONG),
+    Mutation("one sum for all", GRADIENT, "term.row_and_token % WARPS == warp", "true", "shared_race"),
+)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name.replace(" ", "_"))
+def test_planted_faults_are_caught(mutation, needs_emulated, request):
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+    from ptx_emulator import EmulatorError
+
+    original = SOURCES / f"{mutation.kernel}.cu"
+    source = original.read_text(encoding="utf-8")
+    assert source.count(mutation.before) == 1, f"{mutation.name}: not once in the source"
+    folder = request.config.cache.mkdir(f"contrastive_mutation_{MUTATIONS.index(mutation)}")
+    file, mutated = folder / original.name, source.replace(mutation.before, mutation.after)
+    if not file.exists() or file.read_text(encoding="utf-8") != mutated:
+        file.write_text(mutated, encoding="utf-8")
+    cuda = EmulatedCuda("cuda", 80, sources={original: file})
+    arguments = problem(2, 40, 9, 77, 24, masked=True, integers=True)
+    arguments[0].add_(3), arguments[1].neg_().sub_(3)  # similarities are negative: what is masked would win
+    try:
+        if mutation.kernel == MAXIMA:
+            assert_exact(cuda, arguments)
+        else:
+            given, _ = backward_arguments(arguments, *reference.token_maxima(*arguments, True, False)[2:4])
+            truth = reference.token_maxima_backward(*double(given))
+            assert_as_accurate(on(cuda, BACKWARD, *given), reference.token_maxima_backward(*given), truth)
+        outcome = set()
+    except EmulatorError as failure:
+        outcome = failure.kinds
+    except AssertionError:
+        outcome = {WRONG}
+    assert mutation.caught in outcome

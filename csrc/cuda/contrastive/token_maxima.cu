@@ -40,9 +40,11 @@ constexpr int PIECE = 32;         // words of a token that are multiplied at a t
 constexpr int PITCH = PIECE + 4;  // words from token to token in shared memory, so that fragments meet no bank twice
 constexpr int STEP = 8;           // words that one product takes
 constexpr int OPERAND = TILE * PITCH;
-constexpr int TILE_PITCH = TILE + 1;
+constexpr int TILE_PITCH = TILE + 5;  // reading rows meets no bank twice, storing products none more than twice
 constexpr int FIRST = 1, LAST = 2, INDEX = 4;  // of the real tokens of a text; what an index is multiplied by
 constexpr int MOST_TEXT_PLACES = 2048;         // that a block has, where a text has no more
+constexpr int LEAST_TEXT_PLACES = 4 * TILE;
+constexpr int BLOCKS_WANTED = 6;  // for each multiprocessor: twice what it holds
 constexpr int NOTHING = 0x7fffffff;
 
 // What a block keeps besides the operands and the row states.
@@ -192,7 +194,7 @@ __global__ void __launch_bounds__(THREADS, 3) contrastive_token_maxima_kernel(co
   const int pieces = int(ceil_div(p.channels * int64_t(sizeof(T)), PIECE * 4));
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   uint32_t* columns = reinterpret_cast<uint32_t*>(memory + sizeof(Shared));
-  uint32_t* rows = columns + p.stages * OPERAND;
+  uint32_t* rows = columns + (p.held ? pieces : p.stages) * OPERAND;
   float* row_maxima = reinterpret_cast<float*>(rows + (p.resident ? row_limit / TILE * pieces : p.stages) * OPERAND);
   uint16_t* row_best = reinterpret_cast<uint16_t*>(row_maxima + row_limit);
   uint16_t* row_places = row_best + row_limit;
@@ -246,9 +248,11 @@ __global__ void __launch_bounds__(THREADS, 3) contrastive_token_maxima_kernel(co
       const int height = rows_of(tile), groups = (height + 15) / 16;
       const auto copy = [&](int piece) {
         const int stage = piece % p.stages;
-        copy_piece<T>(
-            columns + stage * OPERAND, p.texts, [&](int column) { return shared.offset[column]; }, width,
-            (width + 7) / 8 * 8, channel(piece), p.channels);
+        if (tile == 0 || !p.held) {
+          copy_piece<T>(
+              columns + (p.held ? piece : stage) * OPERAND, p.texts, [&](int column) { return shared.offset[column]; },
+              width, (width + 7) / 8 * 8, channel(piece), p.channels);
+        }
         if (!p.resident) {
           copy_piece<T>(rows + stage * OPERAND, p.images, row_offset(tile), height, groups * 16, channel(piece),
                         p.channels);
@@ -267,9 +271,9 @@ __global__ void __launch_bounds__(THREADS, 3) contrastive_token_maxima_kernel(co
         }
         __syncthreads();  // the piece is there
         const int64_t left = ceil_div((p.channels - channel(piece)) * int64_t(sizeof(T)), 4);
-        const int from = p.resident ? tile * pieces + piece : piece % p.stages;
-        multiply_piece<T>(sums, rows + from * OPERAND, columns + piece % p.stages * OPERAND + 16 * warp * PITCH, groups,
-                          eighths, left < PIECE ? int(left) : PIECE);
+        const uint32_t* left_operand = rows + (p.resident ? tile * pieces + piece : piece % p.stages) * OPERAND;
+        const uint32_t* right_operand = columns + (p.held ? piece : piece % p.stages) * OPERAND + 16 * warp * PITCH;
+        multiply_piece<T>(sums, left_operand, right_operand, groups, eighths, left < PIECE ? int(left) : PIECE);
         if (piece + 1 == pieces) break;
         __syncthreads();  // the piece has been read
         if (p.stages == 1) copy(piece + 1);
@@ -375,8 +379,18 @@ int64_t text_places(const TokenMaxima& p) { return int64_t(p.texts_per_block) * 
 
 int64_t shared_bytes(const TokenMaxima& p) {
   const int64_t tiles = ceil_div(p.images.count, TILE), pieces = ceil_div(p.channels * size_of(p.type), PIECE * 4);
-  const int64_t operands = p.stages + (p.resident ? tiles * pieces : p.stages);
+  const int64_t operands = (p.held ? pieces : p.stages) + (p.resident ? tiles * pieces : p.stages);
   return int64_t(sizeof(Shared)) + operands * OPERAND * 4 + tiles * TILE * 8 + text_places(p) * 2;
+}
+
+// As many texts for a block as fill its list of places, unless that leaves part of the GPU without work. A block has
+// enough of them that its last tile, which is not full, does not matter.
+int texts_per_block(const TokenMaxima& p, int multiprocessors) {
+  const int64_t most = p.texts.count < MOST_TEXT_PLACES ? MOST_TEXT_PLACES / p.texts.count : 1;
+  const int64_t wanted = ceil_div(int64_t(multiprocessors) * BLOCKS_WANTED, p.images.batch);
+  const int64_t worth = ceil_div(p.texts.batch * p.texts.count, LEAST_TEXT_PLACES);
+  const int64_t least = ceil_div(p.texts.batch, most), groups = wanted < worth ? wanted : worth;
+  return int(ceil_div(p.texts.batch, groups < least ? least : groups));
 }
 
 template <typename T>
@@ -390,18 +404,24 @@ void launch(const TokenMaxima& p, cudaStream_t stream) {
 }  // namespace
 
 bool token_maxima_plan(TokenMaxima& p) {
-  int index = 0, shared = 0, reserved = 0;
+  int index = 0, multiprocessors = 0, shared = 0, reserved = 0;
   cudaGetDevice(&index);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index);
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
   cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, index);
-  p.texts_per_block = p.texts.count < MOST_TEXT_PLACES ? MOST_TEXT_PLACES / p.texts.count : 1;
+  p.texts_per_block = texts_per_block(p, multiprocessors);
+  const int most_stages = p.channels * size_of(p.type) > PIECE * 4 ? 2 : 1;
   // Two blocks hide each other's waiting; what is kept or in flight is worth less than that.
   for (const int blocks : {2, 1}) {
-    for (const int stages : {2, 1}) {
+    for (int stages = most_stages; stages > 0; --stages) {
       for (const bool resident : {true, false}) {
-        p.stages = stages;
-        p.resident = resident;
-        if (blocks * (shared_bytes(p) + reserved) <= shared) return true;
+        for (const bool held : {true, false}) {
+          if (held && p.images.count <= TILE) continue;  // the texts are read once as it is
+          p.stages = stages;
+          p.resident = resident;
+          p.held = held;
+          if (blocks * (shared_bytes(p) + reserved) <= shared) return true;
+        }
       }
     }
   }

@@ -36,6 +36,7 @@ struct TokenMaxima {
   int texts_per_block;
   int stages;     // pieces of the tokens in flight: 1 or 2
   bool resident;  // whether the image stays in shared memory
+  bool held;      // whether 64 tokens of the texts stay there while they meet all tokens of the image
 };
 
 constexpr int MOST_TOKENS = 0xffff;  // on each side: places in a list have 16 bits

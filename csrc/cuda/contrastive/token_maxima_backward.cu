@@ -14,10 +14,11 @@
 //   flops     2 B C (N + M) D
 //
 // Bound by the L2 cache: one vector read for each multiplied and added. It is sparse: coefficients never exist as
-// B C x N M. A block owns 32 tokens of one row of the batch and 128 channels, and goes through the other side in order.
-// Its warp w owns every eighth token, lane l four channels: it lists the terms of its tokens 32 at a time by ballots
-// over the maps, and reads four tokens at once. Nobody else touches its sums, which lie in shared memory: no atomics,
-// no barriers, one order of adding. Sums of 16 others are added up apart, so that many round no worse than few.
+// B C x N M. A block owns 32 tokens of one row of the batch and 128 channels, and goes through the other side in order,
+// eight parts of 128 tokens at a time: each warp lists the terms of one part in shared memory, then every warp adds
+// those of the tokens that it owns (warp w every eighth, lane l four channels), reading four at once. Nobody else
+// touches its sums, which lie in shared memory: no atomics, one order of adding. The sums of 16 parts are added up
+// apart, so that many round no worse than few.
 #include "cuda/contrastive/token_maxima_backward.h"
 
 #include <cuda_runtime_api.h>
@@ -35,7 +36,14 @@ constexpr int SLICE = WARP * VECTOR;  // channels of a block
 constexpr int ROWS = 32;              // tokens of a block
 constexpr int ROWS_OF_WARP = ROWS / WARPS;
 constexpr int AT_ONCE = 4;  // tokens that a warp reads at a time
-constexpr int RUN = 16;     // others whose terms are summed before they are added to the rest
+constexpr int PART = 128;   // tokens of the other side
+constexpr int RUN = 2;      // times that eight parts are summed before they are added to the rest
+
+// A token of the other side times a number is added to a row of the block.
+struct Term {
+  int row_and_token;  // row + ROWS * token
+  float factor;
+};
 
 __device__ inline int index_at(const TokenMap& map, int64_t at) {
   switch (map.bytes) {
@@ -48,6 +56,8 @@ __device__ inline int index_at(const TokenMap& map, int64_t at) {
   }
 }
 
+// A lane's channels lie together where they move in one access, else 32 apart: `left` of them and of what follows
+// exist.
 template <typename T>
 __device__ inline void read(const T* from, int64_t left, bool vector, float (&to)[VECTOR]) {
   if (vector) {
@@ -55,7 +65,7 @@ __device__ inline void read(const T* from, int64_t left, bool vector, float (&to
   } else {
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
-      if (v < left) to[v] = widen(from[v]);
+      if (v * WARP < left) to[v] = widen(from[v * WARP]);
     }
   }
 }
@@ -64,18 +74,18 @@ template <typename T>
 __global__ void __launch_bounds__(THREADS, 3)
     contrastive_token_maxima_backward_kernel(const __grid_constant__ TokenMaximaBackward p) {
   __shared__ float4 run[ROWS][WARP], sums[ROWS][WARP];
+  __shared__ Term terms[WARPS][ROWS + PART];
+  __shared__ int lengths[WARPS];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int slices = int(ceil_div(p.channels, SLICE)), row_blocks = int(ceil_div(p.count, ROWS));
-  const int64_t channel = int64_t(blockIdx.x % slices) * SLICE + lane * VECTOR;
+  const int64_t channel = int64_t(blockIdx.x % slices) * SLICE + lane * (p.vector ? VECTOR : 1);
   const int first_row = int(blockIdx.x / slices % row_blocks) * ROWS;
   const int64_t b = blockIdx.x / slices / row_blocks;
   const int64_t left = p.channels - channel;
   const T* others = static_cast<const T*>(p.others) + channel;
 
-  // Lane r < 4 of the warp knows of row r; the others have none.
-  const int own_row = first_row + lane * WARPS + warp;
-  const bool own = lane < ROWS_OF_WARP && own_row < p.count;
-  const float share = own ? p.share[b * p.count + own_row] : 0.0f;
+  const int own_row = first_row + lane;
+  const float share = own_row < p.count ? p.share[b * p.count + own_row] : 0.0f;
 #pragma unroll
   for (int r = 0; r < ROWS_OF_WARP; ++r) {
     run[r * WARPS + warp][lane] = sums[r * WARPS + warp][lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -90,49 +100,77 @@ __global__ void __launch_bounds__(THREADS, 3)
     }
   };
 
-  for (int64_t c = 0; c < p.other_batch; ++c) {
+  const int parts_of_other = int(ceil_div(p.other_count, PART));
+  const int64_t parts = p.other_batch * parts_of_other;
+  // Lists the terms of a part: what its tokens have won, and before the first of them what wins the block's own rows.
+  const auto list = [&](int64_t part, Term* to) {
+    const int64_t c = part / parts_of_other;
+    const int start = int(part % parts_of_other) * PART;
     const bool* other_mask = p.other_mask ? p.other_mask + c * p.other_count : nullptr;
-    // Adds the terms of lanes in `terms`, in order: `row` of the block, token of the other side, coefficient.
-    const auto add = [&](unsigned terms, int row, int token, float coefficient) {
-      while (terms != 0) {
-        int rows[AT_ONCE];
-        float factors[AT_ONCE], values[AT_ONCE][VECTOR] = {};
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-          const int from = terms != 0 ? __ffs(int(terms)) - 1 : 0;
-          rows[i] = terms != 0 ? __shfl_sync(~0u, row, from) : -1;
-          factors[i] = __shfl_sync(~0u, coefficient, from);
-          const int64_t here = __shfl_sync(~0u, token, from);
-          if (rows[i] >= 0) read(others + c * p.stride_batch + here * p.stride_token, left, p.vector, values[i]);
-          terms &= terms - 1;
-        }
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-          if (rows[i] < 0) break;
-          float4& sum = run[rows[i]][lane];
-          sum = make_float4(sum.x + factors[i] * values[i][0], sum.y + factors[i] * values[i][1],
-                            sum.z + factors[i] * values[i][2], sum.w + factors[i] * values[i][3]);
-        }
-      }
+    int length = 0;
+    const auto append = [&](bool term, int row, int token, float factor) {
+      const unsigned all = __ballot_sync(~0u, term);
+      if (term) to[length + __popc(all & ((1u << lane) - 1))] = {row + ROWS * token, factor};
+      length += __popc(all);
     };
-
-    int winner = p.other_count;
-    if (own) winner = index_at(p.best_other, b * p.best_other.stride_b + c * p.best_other.stride_c + own_row);
-    const bool won = winner < p.other_count && (other_mask == nullptr || other_mask[winner]);
-    add(__ballot_sync(~0u, won), own_row - first_row, winner, p.grad_mean[b * p.other_batch + c] * share);
-
-    const float grad = p.grad_other_mean[c * p.batch + b];
-    for (int start = 0; start < p.other_count; start += WARP) {
-      const int token = start + lane;
-      int row = -1;
-      if (token < p.other_count) {
-        row = index_at(p.best, b * p.best.stride_b + c * p.best.stride_c + token) - first_row;
+    if (start == 0) {
+      int winner = p.other_count;
+      if (own_row < p.count) {
+        winner = index_at(p.best_other, b * p.best_other.stride_b + c * p.best_other.stride_c + own_row);
       }
-      const bool here = 0 <= row && row < ROWS && row % WARPS == warp && (other_mask == nullptr || other_mask[token]);
-      const float coefficient = here ? grad * p.other_share[c * p.other_count + token] : 0.0f;
-      add(__ballot_sync(~0u, here), row, token, coefficient);
+      const bool won = unsigned(winner) < unsigned(p.other_count) && (other_mask == nullptr || other_mask[winner]);
+      append(won, lane, winner, p.grad_mean[b * p.other_batch + c] * share);
     }
-    if (c % RUN == RUN - 1) flush();
+    const float grad = p.grad_other_mean[c * p.batch + b];
+    const int64_t best = b * p.best.stride_b + c * p.best.stride_c;
+#pragma unroll
+    for (int i = 0; i < PART / WARP; ++i) {
+      const int token = start + i * WARP + lane;
+      const bool there = token < p.other_count && (other_mask == nullptr || other_mask[token]);
+      const int row = there ? index_at(p.best, best + token) - first_row : -1;
+      const bool here = 0 <= row && row < ROWS;
+      append(here, row, token, here ? grad * p.other_share[c * p.other_count + token] : 0.0f);
+    }
+    return length;
+  };
+  // Adds the terms that the lanes in `chosen` have, in order.
+  const auto add = [&](const T* tokens, unsigned chosen, const Term& term) {
+    while (chosen != 0) {
+      int rows[AT_ONCE];
+      float factors[AT_ONCE], values[AT_ONCE][VECTOR] = {};
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; ++i) {
+        const int from = chosen != 0 ? __ffs(int(chosen)) - 1 : 0;
+        const int row_and_token = __shfl_sync(~0u, term.row_and_token, from);
+        factors[i] = __shfl_sync(~0u, term.factor, from);
+        rows[i] = chosen != 0 ? row_and_token % ROWS : -1;
+        if (rows[i] >= 0) read(tokens + row_and_token / ROWS * p.stride_token, left, p.vector, values[i]);
+        chosen &= chosen - 1;
+      }
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; ++i) {
+        if (rows[i] < 0) break;
+        float4& sum = run[rows[i]][lane];
+        sum = make_float4(sum.x + factors[i] * values[i][0], sum.y + factors[i] * values[i][1],
+                          sum.z + factors[i] * values[i][2], sum.w + factors[i] * values[i][3]);
+      }
+    }
+  };
+
+  for (int64_t first = 0; first < parts; first += WARPS) {
+    const int length = first + warp < parts ? list(first + warp, terms[warp]) : 0;
+    if (lane == 0) lengths[warp] = length;
+    __syncthreads();  // the terms are listed
+    for (int w = 0; w < WARPS && first + w < parts; ++w) {
+      const T* tokens = others + (first + w) / parts_of_other * p.stride_batch;
+      for (int start = 0; start < lengths[w]; start += WARP) {
+        const bool there = start + lane < lengths[w];
+        const Term term = there ? terms[w][start + lane] : Term{0, 0.0f};
+        add(tokens, __ballot_sync(~0u, there && term.row_and_token % WARPS == warp), term);
+      }
+    }
+    if (first / WARPS % RUN == RUN - 1) flush();
+    __syncthreads();  // the lists may be replaced
   }
   flush();
 
@@ -148,7 +186,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     } else {
 #pragma unroll
       for (int v = 0; v < VECTOR; ++v) {
-        if (v < left) to[v] = narrow<T>(values[v]);
+        if (v * WARP < left) to[v * WARP] = narrow<T>(values[v]);
       }
     }
   }
