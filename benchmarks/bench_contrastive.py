@@ -2,7 +2,8 @@
 
 The product of the tokens (``torch.mm`` of the same flops, its result kept in memory) is no bound, but what everybody
 who computes these logits pays at least once. Peers fuse one direction for retrieval and are called twice; they are
-optional, and what kept one from running stands in ``extra_info``.
+optional, and what kept one from running stands in ``extra_info``. The allocator keeps its pages (`conftest.allocator`):
+gradients of a few megabytes would else be paid for in page faults, whoever computes them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True)
 def compiled_afresh():
-    """Every case compiles functions of its own; their number would run into the limit of recompilations."""
+    """Every case compiles functions of its own; their number would run into the limit of recompilations.
+
+    A backward that is timed again and again must not give its buffers away.
+    """
     torch.compiler.reset()
+    with torch._functorch.config.patch(donated_buffer=False):
+        yield
 
 
 def tokens(batch, count, channels, dtype):
@@ -108,7 +114,8 @@ def peers(mode, images, texts, notes):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("text_tokens", "channels"), SIZES)
-def test_token_logits(benchmark, ratios, text_tokens, channels, dtype, mode):
+@pytest.mark.parametrize("allocator", ["tuned"], indirect=True)
+def test_token_logits(benchmark, ratios, allocator, text_tokens, channels, dtype, mode):
     benchmark.group = f"token_logits {BATCH}x{BATCH}, {text_tokens} tokens of {channels}, {dtype}, {mode}"
     images = tokens(BATCH, IMAGE_TOKENS, channels, DTYPES[dtype])
     texts = tokens(BATCH, text_tokens, channels, DTYPES[dtype])
@@ -125,7 +132,8 @@ def test_token_logits(benchmark, ratios, text_tokens, channels, dtype, mode):
 
 @pytest.mark.parametrize("mode", ["forward", "forward + backward"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_padded_captions(benchmark, ratios, dtype, mode):
+@pytest.mark.parametrize("allocator", ["tuned"], indirect=True)
+def test_padded_captions(benchmark, ratios, allocator, dtype, mode):
     """Captions of 10 to 25 tokens padded to 77, and the same without a mask."""
     benchmark.group = f"token_logits of padded captions, {dtype}, {mode}"
     images, texts = tokens(BATCH, IMAGE_TOKENS, 512, DTYPES[dtype]), tokens(BATCH, 77, 512, DTYPES[dtype])

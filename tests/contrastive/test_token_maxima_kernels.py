@@ -25,6 +25,9 @@ from mlip_kernels.testing import (
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default
 BACKWARD = torch.ops.mlip_kernels.contrastive_token_maxima_backward.default
+COMPILED_ONLY = pytest.mark.skipif(
+    LOADED["cpu"] != "ok", reason="needs the compiled CPU part: the reference promises less"
+)
 MASKS = ("none", "padded texts", "anywhere")
 SHAPES = (  # B, N, C, M, D: below, at and above vectors, register tiles, tiles and groups
     (1, 1, 1, 1, 1),
@@ -195,6 +198,7 @@ def test_similarities_that_overflow_are_infinite():
     assert results[4][0, 1, 1] == torch.inf
 
 
+@COMPILED_ONLY
 @pytest.mark.parametrize("layout", [permuted, lambda t: torch.stack((t, t), -1)[..., 0]], ids=["permuted", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_strides(dtype, layout):
@@ -228,6 +232,7 @@ def test_the_number_of_threads_changes_nothing(shape, dtype):
             assert_identical(actual, wanted)
 
 
+@COMPILED_ONLY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_pair_does_not_depend_on_the_batch_around_it(dtype):
     arguments = problem(7, 25, 40, 33, 65, dtype=dtype, integers=False)
@@ -239,6 +244,7 @@ def test_a_pair_does_not_depend_on_the_batch_around_it(dtype):
     assert_identical(part[1], whole[1][21:24, 3:5].contiguous())
 
 
+@COMPILED_ONLY
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_padding_changes_nothing(dtype):
     images, texts, *_ = problem(3, 20, 5, 40, 65, dtype=dtype, integers=False)
@@ -252,7 +258,7 @@ def test_padding_changes_nothing(dtype):
         assert_identical(actual[..., :23].contiguous() if position in (3, 5) else actual, expected)
 
 
-@pytest.mark.skipif(LOADED["cpu"] != "ok", reason="needs the compiled CPU part: the reference checks less")
+@COMPILED_ONLY
 def test_a_direct_call_cannot_read_outside_its_tensors():
     arguments = problem(2, 3, 4, 5, 6)
     wrong = {
@@ -275,7 +281,7 @@ def test_a_direct_call_cannot_read_outside_its_tensors():
     assert BACKWARD(*given[:7], *astray).isfinite().all()
 
 
-@pytest.mark.skipif(LOADED["cpu"] != "ok", reason="needs the compiled CPU part")
+@COMPILED_ONLY
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_every_instruction_set(capability):
     """The kernels are chosen once per process, so the tests above run again in another."""

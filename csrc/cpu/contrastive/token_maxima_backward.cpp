@@ -21,7 +21,7 @@ struct BackwardCut {
   Term<Accumulate<T>>* terms;  // [members, others * (N + M)]
   int32_t* ends;               // [members, N + 1] of the terms of each destination
   int32_t* places;             // [N + M] of a pair
-  Accumulate<T>* sums;         // [members, N, D], D rounded up to whole pairs of vectors
+  Accumulate<T>* sums;         // [slices, members, N, SLICE], the last slice rounded up to whole pairs of vectors
   T* slice;                    // [others, M, SLICE]: far from each other, rows would share few places in the cache
 };
 

@@ -153,7 +153,7 @@ static void add_members(const TokenMaximaBackward<T>& p, const BackwardCut<T>& c
         const int32_t* ends = cut.ends + row / n * (n + 1) + row % n;
         const Term<A>* of_member = cut.terms + row / n * terms;
         const Term<A>*from = of_member + ends[0], *to = of_member + ends[1];
-        A* sums = cut.sums + row * channels + d;
+        A* sums = cut.sums + d * members * n + row * stride;
         int64_t k = 0;
         for (; k + 4 * PAIR <= stride; k += 4 * PAIR) add_terms<4>(from, to, cut.slice + k, stride, sums + k);
         for (; k < stride; k += PAIR) add_terms<1>(from, to, cut.slice + k, stride, sums + k);
@@ -163,9 +163,10 @@ static void add_members(const TokenMaximaBackward<T>& p, const BackwardCut<T>& c
 
   for (int64_t row = 0; row < members * n; ++row) {
     T* grad = p.grad + (b * n + row) * p.channels + first;
-    const A* sums = cut.sums + row * channels;
     for (int64_t d = 0; d < channels; d += PAIR) {
-      const Vector<A> pair[2] = {load(sums + d), load(sums + d + LANES<A>)};
+      const int64_t slice = d / SLICE * SLICE, stride = channels - slice < SLICE ? channels - slice : SLICE;
+      const A* sums = cut.sums + slice * members * n + row * stride + d - slice;
+      const Vector<A> pair[2] = {load(sums), load(sums + LANES<A>)};
       if (d + PAIR <= last - first) {
         store_pair(grad + d, pair);
       } else {
