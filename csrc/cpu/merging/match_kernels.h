@@ -1,6 +1,6 @@
 // Compiled once per instruction set (cpu/simd.h). What it computes and how the work is split: cpu/merging/match.h.
 
-constexpr int MATCH_ROWS = MLIP_VECTOR_BYTES == 64 ? 8 : 6;  // sources, and
+constexpr int MATCH_ROWS = MLIP_VECTOR_BYTES == 64 ? 8 : 4;  // sources, and
 constexpr int MATCH_VECTORS = 2;                             // vectors of targets that registers hold products of
 constexpr int64_t MATCH_CHUNK = 128;                         // elements summed in registers, then added to the strip
 
@@ -40,12 +40,12 @@ static double exact_product(const T* a, const T* b, int64_t width) {
 // Length of a vector, over its largest element for float64, whose squares may leave the range; `norm` is 0 where the
 // vector has no direction: it is zero, or not finite.
 struct Length {
-  double norm, largest;
+  double norm, inverse, largest;
 };
 
 template <typename T>
 static Length length_of(const T* row, int64_t width) {
-  Length length{0, 1};
+  Length length{0, 0, 1};
   if constexpr (sizeof(T) == 8) {
     double largest = 0, squares = 0;
     for (int64_t d = 0; d < width; ++d) largest = largest < std::fabs(row[d]) ? std::fabs(row[d]) : largest;
@@ -56,6 +56,7 @@ static Length length_of(const T* row, int64_t width) {
     length.norm = std::sqrt(exact_product(row, row, width));
   }
   if (!(length.norm > 0 && length.norm < HUGE_VAL)) length.norm = 0;
+  length.inverse = 1 / length.norm;
   return length;
 }
 
@@ -65,14 +66,38 @@ static inline Vector<A> direction(const T* row, const Length& length, int64_t d,
   const Vector<A> v = count == LANES<A> ? load(row + d) : load(row + d, count);
   if constexpr (sizeof(T) == 8) {
     return v / length.largest / length.norm;
+  } else if (0x1p-120 < length.norm && length.norm < 0x1p120) {
+    return v * broadcast(float(length.inverse));
   } else {
     Vector<double> wide[2];
     widen(v, wide);
     HalfOfFloats halves[2];
-    for (int h = 0; h < 2; ++h) halves[h] = __builtin_convertvector(wide[h] * (1 / length.norm), HalfOfFloats);
+    for (int h = 0; h < 2; ++h) halves[h] = __builtin_convertvector(wide[h] * length.inverse, HalfOfFloats);
     Vector<A> narrow;
     std::memcpy(&narrow, halves, sizeof narrow);
     return narrow;
+  }
+}
+
+// to[j][i] = from[i][j] for 4 rows and `count` columns, count <= LANES.
+static inline void transpose(const float (*from)[LANES<float>], int64_t count, float* to, int64_t stride) {
+  int64_t j = 0;
+#if MLIP_X86
+  for (; j + 4 <= count; j += 4) {
+    __m128 rows[4];
+    for (int i = 0; i < 4; ++i) rows[i] = _mm_loadu_ps(from[i] + j);
+    _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
+    for (int i = 0; i < 4; ++i) _mm_storeu_ps(to + (j + i) * stride, rows[i]);
+  }
+#endif
+  for (; j < count; ++j) {
+    for (int i = 0; i < 4; ++i) to[j * stride + i] = from[i][j];
+  }
+}
+
+static inline void transpose(const double (*from)[LANES<double>], int64_t count, double* to, int64_t stride) {
+  for (int64_t j = 0; j < count; ++j) {
+    for (int i = 0; i < 4; ++i) to[j * stride + i] = from[i][j];
   }
 }
 
@@ -80,17 +105,21 @@ static inline Vector<A> direction(const T* row, const Length& length, int64_t d,
 template <int COLUMNS, typename T, typename A = Accumulate<T>>
 static void pack(const T* sample, int64_t stride, const int64_t* rows, const Length* lengths, int64_t count,
                  int64_t width, A* panel) {
+  static_assert(COLUMNS % 4 == 0);
   for (int64_t first = 0; first < count; first += COLUMNS, panel += COLUMNS * width) {
     for (int64_t from = 0; from < width; from += 4 * LANES<A>) {
       const int64_t to = from + 4 * LANES<A> < width ? from + 4 * LANES<A> : width;
-      for (int column = 0; column < COLUMNS; ++column) {
-        const int64_t row = first + column < count ? rows[first + column] : -1;
-        const bool usable = row >= 0 && lengths[row].norm > 0;
+      for (int column = 0; column < COLUMNS; column += 4) {
         for (int64_t d = from; d < to; d += LANES<A>) {
           const int64_t many = to - d < LANES<A> ? to - d : LANES<A>;
-          A lanes[LANES<A>] = {};
-          if (usable) store(lanes, direction<T>(sample + row * stride, lengths[row], d, many));
-          for (int64_t k = 0; k < many; ++k) panel[(d + k) * COLUMNS + column] = lanes[k];
+          A directions[4][LANES<A>] = {};
+          for (int i = 0; i < 4 && first + column + i < count; ++i) {
+            const int64_t row = rows[first + column + i];
+            if (lengths[row].norm > 0) {
+              store(directions[i], direction<T>(sample + row * stride, lengths[row], d, many));
+            }
+          }
+          transpose(directions, many, panel + d * COLUMNS + column, COLUMNS);
         }
       }
     }
