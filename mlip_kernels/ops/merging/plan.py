@@ -179,7 +179,8 @@ def merge_plan(
 
     Cosines are summed in float64, whatever the dtype of the metric and autocast, then compared in float32, so that
     tokens which differ by less than its rounding tie. A vector of zeros, or one with an infinite or NaN element,
-    has cosine 0 with all others. Memory: a temporary ``[B, N/2, N/2]`` of scores; the plan keeps about 16·B·N bytes.
+    has cosine 0 with all others. Memory: the plan keeps about 16·B·N bytes. The kernels have no matrix of scores; the
+    reference has a temporary ``[B, N/2, N/2]``.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
@@ -200,8 +201,7 @@ def merge_plan(
         check_tensor("mask", mask, layout="[B, N]", dtypes=(torch.bool,))
         check_shape("mask", mask, (batch, tokens), "[B, N]")
         check_same_device("mask", mask, "metric", metric)
-    with torch.no_grad():
-        matching = primitives().match(metric, r, guide, guide_weight, prefix_tokens, mask)
+    matching = primitives().match(metric, r, guide, guide_weight, prefix_tokens, mask)
     return MergePlan(
         assignment=matching.assignment,
         kept=matching.kept,

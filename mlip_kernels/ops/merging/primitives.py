@@ -48,7 +48,10 @@ def primitives() -> Primitives:
 def _plain_match(
     metric: Tensor, r: int, guide: Tensor | None, guide_weight: float, prefix_tokens: int, mask: Tensor | None
 ) -> Matching:
-    return reference.match(metric, r, guide=guide, guide_weight=guide_weight, prefix_tokens=prefix_tokens, mask=mask)
+    with torch.no_grad():
+        return reference.match(
+            metric, r, guide=guide, guide_weight=guide_weight, prefix_tokens=prefix_tokens, mask=mask
+        )
 
 
 def _reference_match(metric: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -86,8 +89,10 @@ def _registered_match(
     r = min(r, (metric.shape[1] - prefix_tokens) // 2)
     if r == 0:
         return _plain_match(metric, r, guide, guide_weight, prefix_tokens, mask)
-    guide = None if guide_weight == 0 else guide
-    assignment, kept, removed, merged_mask, dropped = _match(metric, r, guide, guide_weight, prefix_tokens, mask)
+    guide = None if guide is None or guide_weight == 0 else guide.detach()
+    assignment, kept, removed, merged_mask, dropped = _match(
+        metric.detach(), r, guide, guide_weight, prefix_tokens, mask
+    )
     if mask is None:
         return Matching(assignment, kept, removed, None, None)
     return Matching(assignment, kept, removed, merged_mask, dropped)
