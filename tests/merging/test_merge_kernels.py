@@ -37,8 +37,9 @@ def metrics(kind, *shape, dtype=torch.float32):
     elif kind == "few values":
         x = x.sign() * (x.abs() > 0.5)
     elif kind == "scaled":
-        large = 1e30 if dtype in (torch.float32, torch.bfloat16) else 1e3 if dtype == torch.float16 else 1e300
-        x = x * torch.tensor([1.0, large, 1 / large], dtype=torch.float64).repeat(shape[1])[: shape[1], None]
+        # Lengths at both ends of the range, where their inverses are beyond it.
+        ends = {torch.float16: (1e3, 1e-6), torch.float64: (1e300, 1e-310)}.get(dtype, (1e37, 1e-40))
+        x = x * torch.tensor([1.0, *ends], dtype=torch.float64).repeat(shape[1])[: shape[1], None]
     return x.to(dtype)
 
 
