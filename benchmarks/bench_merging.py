@@ -1,12 +1,14 @@
-"""Merging family: our operators, what one would write in PyTorch, the reference, and the bound by bandwidth."""
+"""Merging family: our operators, what one would write in PyTorch, the reference, and the bound by the machine."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import DEVICE
 
-from mlip_kernels import weighted_mean
+from mlip_kernels import merge_plan, merge_tokens, use_reference, weighted_mean
+from mlip_kernels.reference import merging
 from mlip_kernels.reference.merging.weighted_mean import weighted_mean as reference
 
 SHAPE = (64, 197, 384)  # a batch from ViT-S; with its gradient it stays below the size at which malloc maps fresh pages
@@ -64,3 +66,104 @@ def test_weighted_mean(benchmark, ratios, mode, dtype):
     best = ratios(runs.pop("ours"), runs)
     traffic = x.numel() * x.element_size() * (1 if mode == "forward" else 2)
     benchmark.extra_info["GB/s"] = round(traffic / best["ours"] / 1e9, 2)
+
+
+MERGES = {"197 - 16": (64, 197, 768, 16), "50 - 8": (64, 50, 768, 8)}
+
+
+def tome(x, metric, r):
+    """What one would write: the published algorithm on torch's own functions, a class token in front."""
+    unit = F.normalize(metric.detach(), dim=-1)
+    scores = unit[:, 2::2] @ unit[:, 1::2].transpose(1, 2)
+    highest, best = scores.max(dim=-1)
+    order = highest.argsort(dim=1, descending=True)
+    merged, kept = order[:, :r], order[:, r:].sort(dim=1)[0]
+    channels = x.shape[2]
+
+    def pick(tokens, rows):
+        return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[2]))
+
+    sources, targets = x[:, 2::2], x[:, 1::2]
+    into = best.gather(1, merged)[..., None]
+    total = targets.scatter_add(1, into.expand(-1, -1, channels), pick(sources, merged))
+    counts = x.new_ones(targets.shape[:2], dtype=torch.float32)
+    counts = counts.scatter_add(1, into[..., 0], torch.ones_like(into[..., 0], dtype=torch.float32))
+    return torch.cat((x[:, :1], pick(sources, kept), (total / counts[..., None]).to(x.dtype)), dim=1)
+
+
+def merge_reference(x, metric, r):
+    with torch.no_grad():
+        matching = merging.match(metric, r)
+    return merging.merge(x, torch.ones(x.shape[:2], device=x.device), matching)[0]
+
+
+def merge_bound(x, r, width, backward):
+    """What cannot be avoided: x and the metric read, the result written, one product of sources and targets.
+
+    The products are one matrix product with as many flops, which the library runs at its best.
+    """
+    batch, tokens, _ = x.shape
+    words = x.flatten()
+    out = torch.empty_like(x[:, r:]).flatten()
+    rows = batch * (tokens // 2)
+    metric, targets = torch.randn(rows, width, device=x.device), torch.randn(width, tokens // 2, device=x.device)
+    product = torch.empty(rows, tokens // 2, device=x.device)
+
+    def run():
+        torch.mm(metric, targets, out=product)
+        for _ in range(2 if backward else 1):
+            out.copy_(words[: out.numel()])
+
+    return run
+
+
+@pytest.mark.parametrize("width", [64, 768])
+@pytest.mark.parametrize("mode", ["forward", "forward + backward"])
+@pytest.mark.parametrize("case", MERGES)
+def test_merge_tokens(benchmark, ratios, allocator, case, mode, width):
+    batch, tokens, channels, r = MERGES[case]
+    benchmark.group = f"merge_tokens {[batch, tokens, channels]} r={r} metric {width}, {mode}, {allocator} malloc"
+    x = torch.randn(batch, tokens, channels, device=DEVICE)
+    metric = torch.randn(batch, tokens, width, device=DEVICE)
+    torch._dynamo.reset()
+    functions = {
+        "ours": lambda x, metric, r: merge_tokens(x, metric, r)[0],
+        "plain PyTorch": tome,
+        "compiled plain PyTorch": torch.compile(tome, fullgraph=True),
+        "eager reference": merge_reference,
+        "compiled reference": torch.compile(merge_reference, fullgraph=True),
+    }
+    if mode == "forward":
+        runs = {name: lambda function=function: function(x, metric, r) for name, function in functions.items()}
+    else:
+        leaf = x.clone().requires_grad_()
+        grad = torch.randn(batch, tokens - r, channels, device=DEVICE).to(x.dtype)
+
+        def train(function):
+            torch.autograd.grad(function(leaf, metric, r), leaf, grad)
+
+        runs = {name: lambda function=function: train(function) for name, function in functions.items()}
+    runs["bound"] = merge_bound(x, r, width, mode != "forward")
+    ratios(runs.pop("ours"), runs, rounds=7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 768])
+@pytest.mark.parametrize("case", MERGES)
+def test_merge_plan(benchmark, ratios, case, width, dtype):
+    """Only the choice of the pairs; the reference sums in float64 and holds the matrix of similarities."""
+    batch, tokens, _, r = MERGES[case]
+    benchmark.group = f"merge_plan {[batch, tokens, width]} r={r} {dtype}"
+    metric = torch.randn(batch, tokens, width, device=DEVICE).to(DTYPES[dtype])
+
+    def plain():
+        unit = F.normalize(metric, dim=-1)
+        highest, best = (unit[:, 2::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
+        return highest.argsort(dim=1, descending=True), best
+
+    def with_reference():
+        with use_reference():
+            return merge_plan(metric, r)
+
+    others = {"plain PyTorch": plain, "eager reference": with_reference}
+    ratios(lambda: merge_plan(metric, r), others, rounds=7)

@@ -188,7 +188,8 @@ __device__ inline void reduce_columns(const float (&sums)[GROUPS][2][4], int row
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS, 3) contrastive_token_maxima_kernel(const __grid_constant__ TokenMaxima p) {
+__global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 2 : 3)
+    contrastive_token_maxima_kernel(const __grid_constant__ TokenMaxima p) {
   extern __shared__ __align__(16) unsigned char memory[];
   const int row_limit = int(ceil_div(p.images.count, TILE)) * TILE;
   const int pieces = int(ceil_div(p.channels * int64_t(sizeof(T)), PIECE * 4));

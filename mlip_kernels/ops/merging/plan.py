@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlip_kernels._library import reference_requested
 from mlip_kernels.ops.arguments import (
     FLOATING,
     check_integer,
@@ -22,6 +21,7 @@ from mlip_kernels.ops.arguments import (
     check_tensor,
     check_tokens,
 )
+from mlip_kernels.ops.merging.primitives import primitives
 from mlip_kernels.reference import merging as reference
 
 COUNTS = (*FLOATING, torch.int64, torch.int32)
@@ -82,21 +82,15 @@ class MergePlan:
 
         Half precision is averaged in float32, float64 in float64. Differentiable in x to any order; the gradient
         ``dx_n = size_n / size_out · dy_out`` is a gather. Bitwise deterministic: a token's terms are added in ascending
-        order, on CPU and CUDA (second derivatives on CUDA use torch's atomics). Saved for backward: the plan and the
-        weights, 4·B·N bytes (8 in float64).
+        order. Saved for backward: the plan and the weights, 4·B·N bytes (8 in float64).
         """
         self._check_rows("x", x, self.tokens, "[B, N, C]")
         if size is None:
             size = self.size
         else:
             check_size(size, self.assignment.shape, "x", x)
-        with torch.no_grad():
-            counts = torch.ones_like(self.assignment) if size is None else size
-            dtype = reference.accumulation_dtype(x.dtype)
-            merged_size, weight = reference.merged_sizes(counts.to(torch.float32), self._matching(), dtype)
-        if reference_requested():
-            return reference.combine(x, weight, self._matching()), merged_size
-        return _Combine.apply(x, weight, *self._matching()), merged_size
+        size = None if size is None else size.to(torch.float32)
+        return primitives().merge(x, size, self._matching())
 
     def unmerge(self, y: Tensor) -> Tensor:
         """Give every input token a copy of its output token: ``[B, N', C]`` to ``[B, N, C]``, dtype kept.
@@ -105,9 +99,7 @@ class MergePlan:
         ``unmerge(merge(x))`` replaces every token by the mean of its group. Saved for backward: the plan.
         """
         self._check_rows("y", y, self.merged_tokens, "[B, N', C]")
-        if reference_requested():
-            return reference.unmerge(y, self._matching())
-        return _Spread.apply(y, *self._matching())
+        return primitives().unmerge(y, self._matching())
 
     def track(self, origin: Tensor | None = None) -> Tensor:
         """Follow original positions through this plan: ``[B, N0]`` int64, original position to output token.
@@ -187,7 +179,8 @@ def merge_plan(
 
     Cosines are summed in float64, whatever the dtype of the metric and autocast, then compared in float32, so that
     tokens which differ by less than its rounding tie. A vector of zeros, or one with an infinite or NaN element,
-    has cosine 0 with all others. Memory: a temporary ``[B, N/2, N/2]`` of scores; the plan keeps about 16·B·N bytes.
+    has cosine 0 with all others. Memory: the plan keeps about 16·B·N bytes. The kernels have no matrix of scores; the
+    reference has a temporary ``[B, N/2, N/2]``.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range.
@@ -208,10 +201,7 @@ def merge_plan(
         check_tensor("mask", mask, layout="[B, N]", dtypes=(torch.bool,))
         check_shape("mask", mask, (batch, tokens), "[B, N]")
         check_same_device("mask", mask, "metric", metric)
-    with torch.no_grad():
-        matching = reference.match(
-            metric, r, guide=guide, guide_weight=guide_weight, prefix_tokens=prefix_tokens, mask=mask
-        )
+    matching = primitives().match(metric, r, guide, guide_weight, prefix_tokens, mask)
     return MergePlan(
         assignment=matching.assignment,
         kept=matching.kept,
@@ -256,47 +246,3 @@ def check_size(size: object, shape: Any, other_name: str, other: Tensor) -> None
     check_same_device("size", counts, other_name, other)
     if counts.requires_grad:
         raise ValueError("size: expected counts without gradient, got a tensor that requires one; pass size.detach()")
-
-
-# The arguments are spelled out because torch.compile counts them.
-class _Combine(torch.autograd.Function):
-    """`reference.combine`, whose gradient is one gather instead of the chain of autograd's."""
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor,
-        assignment: Tensor,
-        kept: Tensor,
-        removed: Tensor,
-        mask: Tensor | None,
-        dropped: Tensor | None,
-    ) -> Tensor:
-        return reference.combine(x, weight, reference.Matching(assignment, kept, removed, mask, dropped))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *matching = ctx.saved_tensors
-        return reference.spread(grad, weight, reference.Matching(*matching)), None, None, None, None, None, None
-
-
-class _Spread(torch.autograd.Function):
-    """`reference.spread` without weights; its gradient adds in a fixed order on every device."""
-
-    @staticmethod
-    def forward(
-        y: Tensor, assignment: Tensor, kept: Tensor, removed: Tensor, mask: Tensor | None, dropped: Tensor | None
-    ) -> Tensor:
-        return reference.spread(y, None, reference.Matching(assignment, kept, removed, mask, dropped))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return reference.combine(grad, None, reference.Matching(*ctx.saved_tensors)), None, None, None, None, None

@@ -136,8 +136,9 @@ def merged_sizes(size: Tensor, matching: Matching, dtype: torch.dtype) -> tuple[
     """
     kept = size.gather(1, matching.kept)
     removed = size.gather(1, matching.removed)
-    if matching.mask is not None and matching.dropped is not None:
+    if matching.mask is not None:
         kept = kept.masked_fill(~matching.mask, 0)
+    if matching.dropped is not None:
         removed = removed.masked_fill(matching.dropped.gather(1, matching.removed), 0)
     destination = matching.assignment.gather(1, matching.removed)
     batch, merged_tokens = kept.shape

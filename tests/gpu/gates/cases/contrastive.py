@@ -136,7 +136,6 @@ OPERATORS = (
                 bytes=bytes_of,
                 macs=terms,
                 wide_loads=lambda p: vectors(p) and p.element == FLOAT,
-                wide_stores=lambda p: vectors(p) and p.element == FLOAT,
                 backends=("cuda",),
             ),
         ),

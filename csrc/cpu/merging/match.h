@@ -1,0 +1,79 @@
+// Bipartite matching of tokens: every token at an even position proposes to merge into the token at an odd position
+// with the highest cosine, and the r best proposals are carried out. S sources, T targets, S, T ~ N / 2, vectors of D.
+//
+//   match_similarities   reads the metric: B N D elements, and writes 2 B S numbers; 2 B S T D flops
+//   match_maps           reads and writes some 50 B N bytes; O(B N) comparisons
+//
+// The first is bound by arithmetic from D ~ 50 on. A task is a group of sources of one sample. It packs its sources and
+// a block of targets, both of length 1, so that the product of two panels has the vectors of the targets in its lanes,
+// and takes the maximum over a strip of a few rows while that is in L1: the similarities never reach memory.
+//
+// Panels are float32 (float64 for float64), and no order of summation is promised there. So they only tell which
+// targets may be the best, by a bound on their rounding error, and those few are compared by what the definition says:
+// a cosine summed in float64 and rounded to float32. Ties go to the lowest target.
+#pragma once
+#include <cstdint>
+
+#include "cpu/types.h"
+
+namespace mlip::cpu {
+
+// Tensors are contiguous, except that the metric may have any strides over batch and tokens.
+struct Matching {
+  int64_t batch, tokens;
+  int64_t prefix;  // leading tokens that take no part
+  int64_t r;       // 1 <= r <= min(S, T)
+
+  // Read:
+  const double* guide;  // [B, N], or null
+  double guide_weight;
+  const bool* mask;  // [B, N] true for real tokens, or null
+
+  // Written by match_similarities:
+  float* similarity;  // [B, S] cosine to the best target, -inf where there is none
+  int64_t* best;      // [B, S] number of that target
+
+  // Written by match_maps:
+  int64_t* assignment;  // [B, N]
+  int64_t* kept;        // [B, N - r]
+  int64_t* removed;     // [B, r]
+  bool* merged_mask;    // [B, N - r], only with a mask
+  bool* dropped;        // [B, N], only with a mask
+
+  int64_t first_source() const { return prefix + prefix % 2; }
+  int64_t first_target() const { return prefix + 1 - prefix % 2; }
+  int64_t sources() const { return count_from(first_source()); }
+  int64_t targets() const { return count_from(first_target()); }
+  bool real(int64_t b, int64_t n) const { return mask == nullptr || mask[b * tokens + n]; }
+
+ private:
+  int64_t count_from(int64_t first) const { return first < tokens ? (tokens - first + 1) / 2 : 0; }
+};
+
+template <typename T>
+struct Similarities : Matching {
+  static constexpr int64_t PANEL = 384 << 10;  // bytes; a panel of each side stays in L2
+
+  const T* metric;                     // [B, N, D]
+  int64_t stride_batch, stride_token;  // in elements
+  int64_t width;                       // D
+
+  int64_t row_bytes() const { return width * int64_t(sizeof(Accumulate<T>)); }
+
+  // Sources per task. How they are grouped changes no result.
+  int64_t group() const {
+    const bool whole = batch >= 8 && sources() * row_bytes() <= PANEL;
+    return whole || sources() < 64 ? sources() : 64;
+  }
+  int64_t groups() const { return (sources() + group() - 1) / group(); }
+  int64_t tasks() const { return batch * groups(); }
+};
+
+// Over tasks: fills similarity and best.
+template <typename T>
+void match_similarities(const Similarities<T>& problem, int64_t begin, int64_t end);
+
+// Over samples: fills the maps, from what match_similarities left.
+void match_maps(const Matching& problem, int64_t begin, int64_t end);
+
+}  // namespace mlip::cpu

@@ -1,0 +1,54 @@
+#include "cpu/merging/merge.h"
+
+#include "cpu/scratch.h"
+
+#define MLIP_KERNELS "cpu/merging/merge_kernels.h"
+#include "cpu/simd_copies.h"
+
+namespace mlip::cpu {
+
+template <typename T>
+void merge_weights(const MergeRows<T>& p, int64_t begin, int64_t end) {
+  using A = Accumulate<T>;
+  const int64_t merged = p.tokens - p.outputs;
+  const auto size = [&](int64_t b, int64_t n) { return p.size ? p.size[b * p.tokens + n] : 1.0f; };
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t *kept = p.kept + b * p.outputs, *removed = p.removed + b * merged;
+    const int64_t* assignment = p.assignment + b * p.tokens;
+    float* total = p.merged_size + b * p.outputs;
+    A* weight = p.weight + b * p.tokens;
+    const auto counted = [&](int64_t o) { return p.mask && !p.mask[b * p.outputs + o] ? 0.0f : size(b, kept[o]); };
+    for (int64_t o = 0; o < p.outputs; ++o) total[o] = counted(o);
+    for (int64_t k = 0; k < merged; ++k) {
+      if (!p.lost(b, removed[k])) total[assignment[removed[k]]] += size(b, removed[k]);
+    }
+    for (int64_t o = 0; o < p.outputs; ++o) weight[kept[o]] = total[o] > 0 ? A(counted(o)) / A(total[o]) : A(1);
+    for (int64_t k = 0; k < merged; ++k) {
+      const int64_t n = removed[k];
+      const float sum = total[assignment[n]];
+      weight[n] = (p.lost(b, n) ? A(0) : A(size(b, n))) / (sum > 0 ? A(sum) : A(1));
+    }
+  }
+}
+
+template <typename T>
+void combine_rows(const MergeRows<T>& problem, int64_t begin, int64_t end) {
+  MLIP_CALL(combine<T>, problem, begin, end);
+}
+
+template <typename T>
+void spread_rows(const MergeRows<T>& problem, int64_t begin, int64_t end) {
+  MLIP_CALL(spread<T>, problem, begin, end);
+}
+
+#define MLIP_INSTANTIATE(T)                                              \
+  template void merge_weights<T>(const MergeRows<T>&, int64_t, int64_t); \
+  template void combine_rows<T>(const MergeRows<T>&, int64_t, int64_t);  \
+  template void spread_rows<T>(const MergeRows<T>&, int64_t, int64_t)
+
+MLIP_INSTANTIATE(float);
+MLIP_INSTANTIATE(double);
+MLIP_INSTANTIATE(BFloat16);
+MLIP_INSTANTIATE(Half);
+
+}  // namespace mlip::cpu
