@@ -11,7 +11,7 @@ import mlip_kernels
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_OPERATORS = {"MergePlan", "use_reference", "keep_rate_schedule", "merge_layers", "merge_schedule", "token_counts"}
-PRIMITIVES = {  # spectral functions and the operator that does their work
+PRIMITIVES = {  # functions and the operator that does their work
     "dct": "separable",
     "idct": "separable",
     "spectral_resize": "separable",
@@ -19,6 +19,8 @@ PRIMITIVES = {  # spectral functions and the operator that does their work
     "irfft": "synthesis",
     "amplitude_phase": "analysis",
     "spectral_filter": "filtered",
+    "merge_plan": "match",
+    "merge_tokens": "merge",
 }
 KERNELS = {"CPU C++": "csrc/cpu/*/{}.cpp", "CUDA C++": "csrc/cuda/*/{}.cu", "Triton": "mlip_kernels/triton/*/{}.py"}
 
