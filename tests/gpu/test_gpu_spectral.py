@@ -71,6 +71,11 @@ def test_grids_of_more_than_32_points_along_an_axis(cuda, grid, dtype):
 
 
 @on(CUDA[:1] + TRITON[:1])
+def test_more_batch_elements_than_parts_of_the_batch(cuda, dtype):
+    check_all(cuda, tokens(35, 6, 17, dtype=dtype), (2, 3), 0)
+
+
+@on(CUDA[:1] + TRITON[:1])
 def test_layouts(cuda, dtype):
     x = tokens(2, 13, 33, dtype=dtype)
     check_all(cuda, permuted(x), (3, 4), 1)

@@ -26,6 +26,7 @@ from mlip_kernels.triton.spectral.launches import NOT_SPECIALIZED, fits, plan, p
 from mlip_kernels.triton.spectral.tiles import (
     copy_prefix,
     multiplicity,
+    of_coefficients,
     point_elements,
     points_of,
     read_matrices,
@@ -62,8 +63,8 @@ def spectral_band_energy_kernel(
     first_channel = tl.program_id(0) * BLOCK_D
     matrices = read_matrices(along_h, along_w, sizes, strides, FOURIER, GRID, HEIGHT, WIDTH, ROWS, COLUMNS)
     token, channel, there = point_elements(sizes, D, first_channel, HEIGHT, WIDTH, BLOCK_D)
-    number, frequency, _, made = spectrum_elements(sizes, D, first_channel, GRID, ROWS, COLUMNS, BLOCK_D)
-    band_of = tl.load(bands + number, mask=made, other=-1)
+    _, frequency, _, _ = spectrum_elements(sizes, D, first_channel, GRID, ROWS, COLUMNS, BLOCK_D)
+    band_of = of_coefficients(bands, sizes, -1, GRID, ROWS, COLUMNS, BLOCK_D)
     to_channel = first_channel + tl.arange(0, BLOCK_D)
     for b in range(tl.program_id(1), B, tl.num_programs(1)):
         rows = (prefix + token).to(tl.int64)
@@ -108,8 +109,8 @@ def spectral_band_energy_backward_kernel(
     first_channel = tl.program_id(0) * BLOCK_D
     matrices = read_matrices(along_h, along_w, sizes, strides, FOURIER, GRID, HEIGHT, WIDTH, ROWS, COLUMNS)
     token, channel, there = point_elements(sizes, D, first_channel, HEIGHT, WIDTH, BLOCK_D)
-    number, frequency, _, made = spectrum_elements(sizes, D, first_channel, GRID, ROWS, COLUMNS, BLOCK_D)
-    band_of = tl.load(bands + number, mask=made, other=-1)
+    _, frequency, _, _ = spectrum_elements(sizes, D, first_channel, GRID, ROWS, COLUMNS, BLOCK_D)
+    band_of = of_coefficients(bands, sizes, -1, GRID, ROWS, COLUMNS, BLOCK_D)
     from_channel = first_channel + tl.arange(0, COLUMNS * BLOCK_D) % BLOCK_D
     for b in range(tl.program_id(1), B, tl.num_programs(1)):
         result = grad_x + b.to(tl.int64) * (prefix + H * W) * D

@@ -11,6 +11,7 @@ channel, the inverse map.
              times for bfloat16
 
 One pass, bound by memory. A program owns BLOCK_D channels and every splits-th batch element, and keeps the weights of
+its channels in registers: see tiles.py. A long token axis is left to long_axis.py.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from mlip_kernels.triton.spectral.products import multiply
 
 BLOCK_M = 64
 BLOCK_I = 64
-BLOCK_K = 32
+BLOCK_K = 16
 
 
 @triton.jit(do_not_specialize=("M", "K", "OUTER"))
@@ -90,6 +90,7 @@ def _along(x: Tensor, matrix: Tensor, out: Tensor, exact: bool) -> Tensor:
         BLOCK_I=BLOCK_I,
         BLOCK_K=BLOCK_K,
         num_warps=4,
+        maxnreg=255,
     )
     return out
 

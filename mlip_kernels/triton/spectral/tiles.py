@@ -106,6 +106,30 @@ def spectrum_elements(
 
 
 @triton.jit
+def over_channels(value, BLOCK_D: tl.constexpr):
+    """[FIRST, SECOND] as [FIRST, (SECOND, BLOCK_D)], the same for every channel."""
+    FIRST: tl.constexpr = value.shape[0]
+    SECOND: tl.constexpr = value.shape[1]
+    cube = tl.broadcast_to(tl.expand_dims(value, 2), (FIRST, SECOND, BLOCK_D))
+    return tl.reshape(cube, (FIRST, SECOND * BLOCK_D))
+
+
+@triton.jit
+def of_coefficients(
+    data,  # [R K]
+    sizes,
+    other,  # what stands where there is no coefficient
+    GRID: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """What a table has for the coefficient of each element of a spectrum."""
+    number, _, _, there = spectrum_elements(sizes, 1, 0, GRID, ROWS, COLUMNS, 1)
+    return over_channels(tl.load(data + number, mask=there, other=other), BLOCK_D)
+
+
+@triton.jit
 def multiplicity(frequency, W, FOURIER: tl.constexpr):
     """How many coefficients of the whole spectrum each stands for: those of half a spectrum have a mirror image."""
     own_image = (frequency == 0) | (2 * frequency == W)

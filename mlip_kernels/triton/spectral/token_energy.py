@@ -33,6 +33,8 @@ from mlip_kernels.triton.spectral.launches import (
 from mlip_kernels.triton.spectral.tiles import (
     copy_prefix,
     multiplicity,
+    of_coefficients,
+    over_channels,
     point_elements,
     points_of,
     read_matrices,
@@ -40,6 +42,7 @@ from mlip_kernels.triton.spectral.tiles import (
     spectrum_of,
 )
 
+CHANNELS_OF_PART = 32  # at least, so that a part is worth its partial sums
 PROGRAMS_WANTED = 528  # a few for each multiprocessor of a large GPU
 FINISH_BLOCK = 256
 
@@ -56,8 +59,9 @@ def _kept(
 ):
     """The factor of each element of a spectrum, as often as it counts."""
     _, W, _, _ = sizes
-    number, frequency, _, made = spectrum_elements(sizes, BLOCK_D, 0, GRID, ROWS, COLUMNS, BLOCK_D)
-    return tl.load(kept + number, mask=made, other=0.0) * multiplicity(frequency, W, FOURIER)
+    _, frequency, _, _ = spectrum_elements(sizes, BLOCK_D, 0, GRID, ROWS, COLUMNS, BLOCK_D)
+    factor = of_coefficients(kept, sizes, 0.0, GRID, ROWS, COLUMNS, BLOCK_D)
+    return factor * multiplicity(frequency, W, FOURIER)
 
 
 @triton.jit
@@ -170,6 +174,8 @@ def spectral_token_energy_backward_kernel(
     matrices = read_matrices(along_h, along_w, sizes, strides, FOURIER, GRID, HEIGHT, WIDTH, ROWS, COLUMNS)
     factor = _kept(kept, sizes, FOURIER, GRID, ROWS, COLUMNS, BLOCK_D)
     token, channel, there = point_elements(sizes, D, first_channel, HEIGHT, WIDTH, BLOCK_D)
+    w = tl.arange(0, WIDTH)[:, None]
+    h = tl.arange(0, HEIGHT)[None, :]
     for b in range(tl.program_id(1), B, tl.num_programs(1)):
         result = grad_x + b.to(tl.int64) * (prefix + H * W) * D
         copy_prefix(result, result, D, prefix, D, first_channel, False, BLOCK_D)
@@ -177,7 +183,8 @@ def spectral_token_energy_backward_kernel(
         tokens = x + b.to(tl.int64) * stride_batch
         points = tl.load(tokens + rows * stride_token + channel, mask=there, other=0.0).to(tl.float32)
         points = _projected(points, factor, matrices, FOURIER, GRID, EXACT, HEIGHT, WIDTH, ROWS, COLUMNS, BLOCK_D)
-        points *= 2.0 * tl.load(grad + b.to(tl.int64) * (prefix + H * W) + rows, mask=there, other=0.0)
+        energies = grad + b.to(tl.int64) * (prefix + H * W) + prefix
+        points *= over_channels(2.0 * tl.load(energies + h * W + w, mask=(w < W) & (h < H), other=0.0), BLOCK_D)
         points = _projected(points, factor, matrices, FOURIER, GRID, EXACT, HEIGHT, WIDTH, ROWS, COLUMNS, BLOCK_D)
         tl.store(result + rows * D + channel, points.to(grad_x.dtype.element_ty), mask=there)
 
@@ -196,7 +203,7 @@ def token_energy(
     x = with_unit_stride(x)
     arguments = plan(x, along_h, along_w, sizes, fourier=fourier, exact=True)
     batch, count = x.shape[0], height * width
-    parts = min(triton.cdiv(x.shape[2], arguments["BLOCK_D"]), triton.cdiv(PROGRAMS_WANTED, batch))
+    parts = min(triton.cdiv(x.shape[2], CHANNELS_OF_PART), triton.cdiv(PROGRAMS_WANTED, batch))
     partial = energy.new_empty(parts, batch, count)
     spectral_token_energy_kernel[batch, parts](
         x,
