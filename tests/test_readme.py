@@ -20,6 +20,8 @@ PRIMITIVES = {  # functions and the operator that does their work
     "amplitude_phase": "analysis",
     "spectral_filter": "filtered",
     "token_logits": "token_maxima",
+    "merge_plan": "match",
+    "merge_tokens": "merge",
 }
 KERNELS = {"CPU C++": "csrc/cpu/*/{}.cpp", "CUDA C++": "csrc/cuda/*/{}.cu", "Triton": "mlip_kernels/triton/*/{}.py"}
 

@@ -62,12 +62,12 @@ Tensor rows_of(const char* name, const Tensor& x, int64_t batch, int64_t rows) {
 
 template <typename T>
 int64_t block_grain(const cpu::MergeRows<T>& problem) {
-  return grain((problem.outputs < problem.BLOCK ? problem.outputs : problem.BLOCK) * problem.channels);
+  return grain(problem.block() * problem.channels);
 }
 
 template <typename T>
 void run_combine(const cpu::MergeRows<T>& problem) {
-  parallel_for(0, problem.batch * problem.blocks(problem.outputs), block_grain(problem),
+  parallel_for(0, problem.tasks(), block_grain(problem),
                [&](int64_t begin, int64_t end) { cpu::combine_rows(problem, begin, end); });
 }
 
@@ -123,7 +123,7 @@ Tensor spread(const Tensor& y_, const std::optional<Tensor>& weight_, const Tens
     using T = decltype(element);
     auto problem = plan.problem<T>(y, spread);
     problem.known_weight = data_or_null<cpu::Accumulate<T>>(weight);
-    parallel_for(0, plan.batch * problem.blocks(plan.tokens), block_grain(problem),
+    parallel_for(0, problem.tasks(), block_grain(problem),
                  [&](int64_t begin, int64_t end) { cpu::spread_rows(problem, begin, end); });
   });
   return spread;

@@ -39,7 +39,10 @@ struct MergeRows {
   float* merged_size;     // [B, N'], merge only
   Accumulate<T>* weight;  // [B, N], merge only
 
-  int64_t blocks(int64_t rows) const { return (rows + BLOCK - 1) / BLOCK; }
+  // Input rows per task. How they are cut changes no result.
+  int64_t block() const { return batch >= 16 || tokens < BLOCK ? tokens : BLOCK; }
+  int64_t blocks() const { return tokens > 0 ? (tokens + block() - 1) / block() : 0; }
+  int64_t tasks() const { return batch * blocks(); }
   bool lost(int64_t b, int64_t n) const { return dropped != nullptr && dropped[b * tokens + n]; }
 
   // Whether rows can be stored past the caches, and should be: they are whole vectors, and there are many.
@@ -53,11 +56,11 @@ struct MergeRows {
 template <typename T>
 void merge_weights(const MergeRows<T>& problem, int64_t begin, int64_t end);
 
-// Over batch * blocks(outputs) tasks: fills `to` with sums, weighted by known_weight.
+// Over tasks: fills `to` with sums, weighted by known_weight.
 template <typename T>
 void combine_rows(const MergeRows<T>& problem, int64_t begin, int64_t end);
 
-// Over batch * blocks(tokens) tasks: fills `to` with copies.
+// Over tasks: fills `to` with copies.
 template <typename T>
 void spread_rows(const MergeRows<T>& problem, int64_t begin, int64_t end);
 

@@ -73,47 +73,47 @@ static void sum_rows(const Term<T>* terms, int64_t count, int64_t channels, T* t
   }
 }
 
-// Which removed rows go to the output rows [first, last) of a sample: those of row o are
-// rows[starts[o - first]] up to rows[starts[o - first + 1]], ascending.
+// The removed rows of a sample as one list per output row, in the order given: first[o], then next[first[o]], up to -1.
 template <typename T>
-static void sort_by_output(const MergeRows<T>& p, int64_t b, int64_t first, int64_t last, int64_t* starts,
-                           int64_t* rows) {
+static void list_by_output(const MergeRows<T>& p, int64_t b, int64_t* first, int64_t* next) {
   const int64_t merged = p.tokens - p.outputs;
   const int64_t *removed = p.removed + b * merged, *assignment = p.assignment + b * p.tokens;
-  const auto belongs = [&](int64_t n) { return first <= assignment[n] && assignment[n] < last && !p.lost(b, n); };
-  for (int64_t o = 0; o < last - first + 2; ++o) starts[o] = 0;
-  for (int64_t k = 0; k < merged; ++k) {
-    if (belongs(removed[k])) ++starts[assignment[removed[k]] - first + 2];
-  }
-  for (int64_t o = 2; o < last - first + 2; ++o) starts[o] += starts[o - 1];
-  for (int64_t k = 0; k < merged; ++k) {
-    if (belongs(removed[k])) rows[starts[assignment[removed[k]] - first + 1]++] = removed[k];
+  for (int64_t o = 0; o < p.outputs; ++o) first[o] = -1;
+  for (int64_t k = merged - 1; k >= 0; --k) {
+    const int64_t n = removed[k], o = assignment[n];
+    if (p.lost(b, n)) continue;
+    next[n] = first[o];
+    first[o] = n;
   }
 }
 
 template <bool STREAMED, typename T, typename A = Accumulate<T>>
 static void combine_as(const MergeRows<T>& p, int64_t begin, int64_t end) {
-  const int64_t blocks = p.blocks(p.outputs), merged = p.tokens - p.outputs;
-  Scratch term_memory(size_t(merged + 1) * sizeof(Term<T>)), row_memory(size_t(merged) * sizeof(int64_t));
+  const int64_t block = p.block(), blocks = p.blocks();
+  Scratch term_memory(size_t(p.tokens) * sizeof(Term<T>)), list_memory(size_t(2 * p.tokens) * sizeof(int64_t));
   Term<T>* terms = term_memory.as<Term<T>>();
-  int64_t *rows = row_memory.as<int64_t>(), starts[p.BLOCK + 2];
+  int64_t *first = list_memory.as<int64_t>(), *next = first + p.tokens;
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t b = task / blocks, first = task % blocks * p.BLOCK;
-    const int64_t last = first + p.BLOCK < p.outputs ? first + p.BLOCK : p.outputs;
+    const int64_t b = task / blocks, from = task % blocks * block;
+    const int64_t to = from + block < p.tokens ? from + block : p.tokens;
+    const int64_t *kept = p.kept + b * p.outputs, *assignment = p.assignment + b * p.tokens;
     const auto term = [&](int64_t n) -> Term<T> {
       return {p.from + b * p.stride_batch + n * p.stride_token,
               p.known_weight ? p.known_weight[b * p.tokens + n] : A(1)};
     };
-    sort_by_output(p, b, first, last, starts, rows);
-    for (int64_t o = first; o < last; ++o) {
-      T* to = p.to + (b * p.outputs + o) * p.channels;
+    list_by_output(p, b, first, next);
+    // In the order of the input, in which memory is read ahead.
+    for (int64_t n = from; n < to; ++n) {
+      const int64_t o = assignment[n];
+      if (kept[o] != n) continue;
+      T* row = p.to + (b * p.outputs + o) * p.channels;
       int64_t count = 0;
-      terms[count++] = term(p.kept[b * p.outputs + o]);
-      for (int64_t k = starts[o - first]; k < starts[o - first + 1]; ++k) terms[count++] = term(rows[k]);
+      terms[count++] = term(n);
+      for (int64_t k = first[o]; k >= 0; k = next[k]) terms[count++] = term(k);
       if (count == 1 && terms[0].weight == 1) {
-        copy_row<STREAMED>(terms[0].row, p.channels, to);
+        copy_row<STREAMED>(terms[0].row, p.channels, row);
       } else {
-        sum_rows<STREAMED>(terms, count, p.channels, to);
+        sum_rows<STREAMED>(terms, count, p.channels, row);
       }
     }
   }
@@ -127,10 +127,10 @@ static void combine(const MergeRows<T>& p, int64_t begin, int64_t end) {
 
 template <bool STREAMED, typename T, typename A = Accumulate<T>>
 static void spread_as(const MergeRows<T>& p, int64_t begin, int64_t end) {
-  const int64_t blocks = p.blocks(p.tokens);
+  const int64_t block = p.block(), blocks = p.blocks();
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t b = task / blocks, first = task % blocks * p.BLOCK;
-    const int64_t last = first + p.BLOCK < p.tokens ? first + p.BLOCK : p.tokens;
+    const int64_t b = task / blocks, first = task % blocks * block;
+    const int64_t last = first + block < p.tokens ? first + block : p.tokens;
     for (int64_t n = first; n < last; ++n) {
       const int64_t row = b * p.tokens + n;
       const T* from = p.from + b * p.stride_batch + p.assignment[row] * p.stride_token;
