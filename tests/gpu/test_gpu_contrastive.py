@@ -47,6 +47,7 @@ def problem(b, n, c, m, d, *, dtype, masked=True, integers=True, seed=0):
     def mask(batch, count):
         padding = torch.arange(count) < torch.randint(1, count + 1, (batch, 1), generator=random)
         some = padding & (torch.rand(batch, count, generator=random) < 0.7)
+        some[:, -1] |= torch.arange(batch) == 0  # one that is not padded
         some[batch // 2] = False
         return some
 
