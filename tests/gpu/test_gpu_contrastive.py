@@ -161,6 +161,21 @@ def test_layouts_do_not_matter(cuda, layout, dtype):
         assert_identical(backward(cuda, [layout(t) for t in given]), backward(cuda, given))
 
 
+@pytest.mark.parametrize("module", ["token_maxima", "token_maxima_backward"])
+def test_offsets_inside_a_tile_of_more_than_32_bits(module, needs_emulated, monkeypatch):
+    needs_emulated("triton")
+    from emulated_cuda import EmulatedCuda
+
+    cuda = EmulatedCuda("triton", 80)
+    arguments = problem(2, 70, 3, 18, 32, dtype=BRAIN)
+    results = forward(cuda, arguments)
+    gradient, _ = backward_arguments(arguments, *results[2:4])
+    expected = [*results, backward(cuda, gradient)]
+    monkeypatch.setattr(f"mlip_kernels.triton.contrastive.{module}.span", lambda *_: 2**31)
+    for actual, wanted in zip([*forward(cuda, arguments), backward(cuda, gradient)], expected, strict=True):
+        assert_identical(actual, wanted)
+
+
 @on((80, SINGLE))
 def test_empty_batches(cuda, dtype):
     for shape in ((0, 3, 2, 4, 5), (2, 3, 0, 4, 5)):

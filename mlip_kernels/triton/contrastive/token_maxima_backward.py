@@ -6,8 +6,9 @@
     other tokens t [C, M, D] float32, float16 or bfloat16, grad [B, N, D] as they are     g [B, C], h [C, B] float32
     shares float32     maps best_other [B, C, N], best [B, C, M] uint8, int16 or int32     masks boolean
 
-    reads    the other tokens once per b and ROWS tokens of it, the maps once per BLOCK_D channels; one read of
-             C M D + B C (N + M) is compulsory, the others come from the L2 cache
+    reads    C M D other tokens and B C (N + M) bytes of maps; counted as often as they are asked for, tokens B N / 64
+             times (rounded up for each b) and maps D / 128 times, all but the first from the L2 cache: 35 times what is
+             compulsory for 64 x 64 pairs of 49 x 77 tokens with 256 channels in bfloat16
     writes   B N D
     flops    2 B C (N + M) D are needed; as a product with the sparse matrix K on tensor cores it is 2 B C N M D, times
              two for bfloat16, three for float16 and six for float32
