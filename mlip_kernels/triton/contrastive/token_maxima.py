@@ -22,7 +22,8 @@ is over. Maxima over the tokens of an image are complete at once if it has up to
 from one row of tiles to the next in the memory of the results. Programs go through images first, a few at a time, so
 that those which run together read the same tokens.
 
-Products are added in runs of BLOCK_D channels, since an accumulator of the tensor cores rounds towards zero.
+Products of float32 are added in runs of BLOCK_D channels, since an accumulator of the tensor cores rounds towards zero
+at each addition. Those of half precision accumulate there over all of D.
 """
 
 from __future__ import annotations
@@ -160,7 +161,10 @@ def contrastive_token_maxima_kernel(
                     mask=real[None, :] & (d < D)[:, None],
                     other=0.0,
                 )
-                similarity += multiply(left, right, none, True) if EXACT else tl.dot(left, right, none)
+                if EXACT:
+                    similarity += multiply(left, right, none, True)
+                else:
+                    similarity = tl.dot(left, right, similarity)
             similarity = tl.where(row[:, None] & real[None, :], similarity, float("-inf"))
 
             by_text = tl.reshape(similarity, (ROWS, TEXTS, WIDTH))
