@@ -11,7 +11,8 @@
              compulsory for 64 x 64 pairs of 49 x 77 tokens with 256 channels in bfloat16
     writes   B N D
     flops    2 B C (N + M) D are needed; as a product with the sparse matrix K on tensor cores it is 2 B C N M D, times
-             two for bfloat16, three for float16 and six for float32
+             two for bfloat16, three for float16 and six for float32; three, five and eleven on sm_90, where Triton
+             3.8 gives chained products to twice as many warps as a tile has rows for
 
 Bound by the tensor cores, or by the L2 cache from which it reads. Either is faster than scattering with atomics, whose
 sums would depend on an order, and than sorting B C (N + M) terms by where they go: the one-hot matrix is made in
