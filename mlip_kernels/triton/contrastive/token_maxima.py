@@ -10,7 +10,7 @@ token that is best for each.
              compulsory for 64 x 64 pairs of 49 x 77 tokens with 256 channels in bfloat16, 4 MB that stay in that cache
     writes   8 B C bytes of means, B C (N + M) bytes of maps (twice that beyond 256 tokens) and 4 B C (N + M) of
              maxima, where they are wanted
-    flops    2 B C N M D on tensor cores, six times that for float32: see spectral/products.py. On sm_90 Triton 3.8 gives
+    flops    2 B C N M D on tensor cores, six times that for float32: spectral/products.py. On sm_90 Triton 3.8 gives
              chained products to twice as many warps as a tile has rows for, so that it is eleven times
 
 Bound by the tensor cores. The B C N M similarities never leave the registers.
