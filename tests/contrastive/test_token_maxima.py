@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
+from torch.autograd import forward_ad
 from torch.nn.functional import normalize
 
 from mlip_kernels import token_logits, use_reference
@@ -100,6 +103,16 @@ def test_function_transforms_run_on_the_reference():
     assert_close(batched[:, 0], token_logits(images, texts)[0])
 
 
+def test_forward_mode_differentiates():
+    shapes = (3, 4, 5), (2, 6, 5), (3, 4, 5)
+    images, texts, tangent = (random(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate(shapes))
+    leaf = images.clone().requires_grad_()
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(token_logits(forward_ad.make_dual(images, tangent), texts)[0]).tangent
+    (gradient,) = torch.autograd.grad(token_logits(leaf, texts)[0].sum(), leaf)
+    assert_close(found.sum(), (gradient * tangent).sum())
+
+
 @pytest.mark.parametrize("learnable", [False, True], ids=["inference", "training"])
 def test_exports_with_batches_of_any_size(learnable):
     class Logits(torch.nn.Module):
@@ -116,11 +129,17 @@ def test_exports_with_batches_of_any_size(learnable):
         assert_identical(actual, expected)
 
 
-def test_compiles_for_shapes_that_change():
+def test_compiles_to_the_operators_for_shapes_that_change():
+    called = set()
+
+    def record(graph, _):
+        called.update(node.target for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
     def loss(images, texts, weight, mask):
         return sum(x.square().sum() for x in token_logits(images, texts, image_weight=weight, text_mask=mask))
 
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
+    compiled = torch.compile(loss, backend=aot_autograd(fw_compiler=record), fullgraph=True, dynamic=True)
     for b, n, c, m in ((3, 4, 2, 6), (5, 7, 4, 3)):
         arguments = random(b, n, 5), random(c, m, 5, seed=1), random(b, n, seed=2).abs()
         mask = random(c, m, seed=3) < 0.5
@@ -130,6 +149,7 @@ def test_compiles_for_shapes_that_change():
             found.append(torch.autograd.grad(function(*leaves, mask), leaves))
         for actual, expected in zip(*found, strict=True):
             assert_close(actual, expected)
+    assert called >= {FORWARD, BACKWARD}
 
 
 def test_the_reference_of_the_primitives_is_that_of_autograd():

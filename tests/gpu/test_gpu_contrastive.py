@@ -47,6 +47,7 @@ def problem(b, n, c, m, d, *, dtype, masked=True, integers=True, seed=0):
     def mask(batch, count):
         padding = torch.arange(count) < torch.randint(1, count + 1, (batch, 1), generator=random)
         some = padding & (torch.rand(batch, count, generator=random) < 0.7)
+        some[:, -1] |= torch.arange(batch) == 0  # one that is not padded
         some[batch // 2] = False
         return some
 
@@ -158,6 +159,21 @@ def test_layouts_do_not_matter(cuda, layout, dtype):
         assert_identical(actual, expected)
     for given in backward_arguments(arguments, *results[2:4]):
         assert_identical(backward(cuda, [layout(t) for t in given]), backward(cuda, given))
+
+
+@pytest.mark.parametrize("module", ["token_maxima", "token_maxima_backward"])
+def test_offsets_inside_a_tile_of_more_than_32_bits(module, needs_emulated, monkeypatch):
+    needs_emulated("triton")
+    from emulated_cuda import EmulatedCuda
+
+    cuda = EmulatedCuda("triton", 80)
+    arguments = problem(2, 70, 3, 18, 32, dtype=BRAIN)
+    results = forward(cuda, arguments)
+    gradient, _ = backward_arguments(arguments, *results[2:4])
+    expected = [*results, backward(cuda, gradient)]
+    monkeypatch.setattr(f"mlip_kernels.triton.contrastive.{module}.span", lambda *_: 2**31)
+    for actual, wanted in zip([*forward(cuda, arguments), backward(cuda, gradient)], expected, strict=True):
+        assert_identical(actual, wanted)
 
 
 @on((80, SINGLE))

@@ -6,11 +6,13 @@
     other tokens t [C, M, D] float32, float16 or bfloat16, grad [B, N, D] as they are     g [B, C], h [C, B] float32
     shares float32     maps best_other [B, C, N], best [B, C, M] uint8, int16 or int32     masks boolean
 
-    reads    the other tokens once per b and ROWS tokens of it, the maps once per BLOCK_D channels; one read of
-             C M D + B C (N + M) is compulsory, the others come from the L2 cache
+    reads    C M D other tokens and B C (N + M) bytes of maps; counted as often as they are asked for, tokens B N / 64
+             times (rounded up for each b) and maps D / 128 times, all but the first from the L2 cache: 35 times what is
+             compulsory for 64 x 64 pairs of 49 x 77 tokens with 256 channels in bfloat16
     writes   B N D
     flops    2 B C (N + M) D are needed; as a product with the sparse matrix K on tensor cores it is 2 B C N M D, times
-             two for bfloat16, three for float16 and six for float32
+             two for bfloat16, three for float16 and six for float32; three, five and eleven on sm_90, where Triton
+             3.8 gives chained products to twice as many warps as a tile has rows for
 
 Bound by the tensor cores, or by the L2 cache from which it reads. Either is faster than scattering with atomics, whose
 sums would depend on an order, and than sorting B C (N + M) terms by where they go: the one-hot matrix is made in
