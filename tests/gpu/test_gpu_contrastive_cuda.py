@@ -219,11 +219,12 @@ def test_without_tensor_cores_and_copies_in_the_background(dtype, needs_emulated
     needs_emulated("cuda")
     from emulated_cuda import EmulatedCuda
 
-    original, header = SOURCES / "token_maxima.cu", SOURCES.parent / "mma.cuh"
-    source = original.read_text(encoding="utf-8").replace(
-        '#include "cuda/mma.cuh"\n', header.read_text(encoding="utf-8")
-    )
-    old = source.replace("#pragma once\n", "").replace("__CUDA_ARCH__ >= 800", "false")
+    original = SOURCES / "token_maxima.cu"
+    source = original.read_text(encoding="utf-8")
+    for name in ("contrastive/tile.cuh", "mma.cuh"):
+        header = (SOURCES.parent / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        source = source.replace(f'#include "cuda/{name}"\n', header)
+    old = source.replace("__CUDA_ARCH__ >= 800", "false")
     file = request.config.cache.mkdir("contrastive_without_tensor_cores") / original.name
     if not file.exists() or file.read_text(encoding="utf-8") != old:
         file.write_text(old, encoding="utf-8")
@@ -250,8 +251,8 @@ class Mutation:
 MUTATIONS = (
     Mutation("no barrier behind the tile", MAXIMA, "__syncthreads();  // the tile is there", "", "shared_race"),
     Mutation("texts without mask", MAXIMA, "find_places(p.texts.mask", "find_places(nullptr", WRONG),
-    Mutation("sums start again", MAXIMA, "shared.text_sum[before]", "0.0f", WRONG),
-    Mutation("rows start again", MAXIMA, "real && start > 0 ? row_maxima[row]", "false ? 0.0f", WRONG),
+    Mutation("sums start again", MAXIMA, "shared.text_sum[1 - next]", "0.0f", WRONG),
+    Mutation("rows start again", MAXIMA, "real && goes_on ? state.maxima[row]", "false ? 0.0f", WRONG),
     Mutation("lists replaced too early", GRADIENT, "__syncthreads();  // the lists may be replaced", "", "shared_race"),
     Mutation("winners without mask", GRADIENT, " && (other_mask == nullptr || other_mask[winner])", "", WRONG),
     Mutation("one sum for all", GRADIENT, "term.row_and_token % WARPS == warp", "true", "shared_race"),
