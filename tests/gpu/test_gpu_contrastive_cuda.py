@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import mlip_kernels
+from mlip_kernels import use_reference
 from mlip_kernels.reference import contrastive as reference
-from mlip_kernels.testing import assert_as_accurate, assert_identical, permuted
+from mlip_kernels.testing import assert_as_accurate, assert_identical, gradients, permuted
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default
 BACKWARD = torch.ops.mlip_kernels.contrastive_token_maxima_backward.default
@@ -135,6 +136,23 @@ def test_gradients_are_as_accurate_as_those_of_the_reference(cuda, shape, dtype,
         assert_as_accurate(found, reference.token_maxima_backward(*given), truth)
         if masked:
             assert not found[~given[3]].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_logits_and_the_gradients_of_tokens_and_weights(cuda, dtype):
+    images, texts, image_mask, text_mask, *weights = problem(2, 20, 3, 30, 40, dtype=dtype, masked=True)
+
+    def function(images, texts, *weights):
+        weighed = {"image_weight": weights[0], "text_weight": weights[1]}
+        return mlip_kernels.token_logits(images, texts, image_mask=image_mask, text_mask=text_mask, **weighed)
+
+    inputs = [images, texts, *weights]
+    found = on(cuda, gradients, function, inputs)
+    assert cuda.operators == ["contrastive_token_maxima", *["contrastive_token_maxima_backward"] * 2]
+    with use_reference():
+        baseline, truth = gradients(function, inputs), gradients(function, double(inputs))
+    for three in zip(found, baseline, truth, strict=True):
+        assert_as_accurate(*three)
 
 
 @pytest.mark.parametrize("layout", [permuted, lambda t: torch.stack((t, t), -1)[..., 0]], ids=["permuted", "strided"])
