@@ -71,6 +71,23 @@ __device__ inline void read(const T* from, int64_t left, bool vector, float (&to
 }
 
 template <typename T>
+__device__ inline void write(T* to, int64_t left, bool vector, const float (&from)[VECTOR]) {
+  if (vector) {
+    if (left <= 0) return;
+    if constexpr (sizeof(T) == 4) {  // the compiler would store a Pack in four parts here
+      *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+    } else {
+      store<VECTOR>(to, from);
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) {
+      if (v * WARP < left) to[v * WARP] = narrow<T>(from[v]);
+    }
+  }
+}
+
+template <typename T>
 __global__ void __launch_bounds__(THREADS, 3)
     contrastive_token_maxima_backward_kernel(const __grid_constant__ TokenMaximaBackward p) {
   __shared__ float4 run[ROWS][WARP], sums[ROWS][WARP];
@@ -180,15 +197,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     const bool real = p.mask == nullptr || p.mask[b * p.count + row];
     const float4 sum = real ? sums[row - first_row][lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     const float values[VECTOR] = {sum.x, sum.y, sum.z, sum.w};
-    T* to = static_cast<T*>(p.grad) + (b * p.count + row) * p.channels + channel;
-    if (p.vector) {
-      if (left > 0) store<VECTOR>(to, values);
-    } else {
-#pragma unroll
-      for (int v = 0; v < VECTOR; ++v) {
-        if (v * WARP < left) to[v * WARP] = narrow<T>(values[v]);
-      }
-    }
+    write(static_cast<T*>(p.grad) + (b * p.count + row) * p.channels + channel, left, p.vector, values);
   }
 }
 
