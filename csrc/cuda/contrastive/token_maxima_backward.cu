@@ -74,8 +74,10 @@ template <typename T>
 __device__ inline void write(T* to, int64_t left, bool vector, const float (&from)[VECTOR]) {
   if (vector) {
     if (left <= 0) return;
-    if constexpr (sizeof(T) == 4) {  // the compiler would store a Pack in four parts here
-      *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+    if constexpr (sizeof(T) == 4) {  // in C++, the compiler makes four stores of it
+      asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(from[0]),
+                   "f"(from[1]), "f"(from[2]), "f"(from[3])
+                   : "memory");
     } else {
       store<VECTOR>(to, from);
     }
