@@ -56,8 +56,7 @@ __device__ inline int index_at(const TokenMap& map, int64_t at) {
   }
 }
 
-// A lane's channels lie together where they move in one access, else 32 apart: `left` of them and of what follows
-// exist.
+// A lane's channels lie together where they move in one access, else 32 apart. `left` channels exist from its first on.
 template <typename T>
 __device__ inline void read(const T* from, int64_t left, bool vector, float (&to)[VECTOR]) {
   if (vector) {
@@ -74,12 +73,21 @@ template <typename T>
 __device__ inline void write(T* to, int64_t left, bool vector, const float (&from)[VECTOR]) {
   if (vector) {
     if (left <= 0) return;
-    if constexpr (sizeof(T) == 4) {  // in C++, the compiler makes four stores of it
+    // One access each; of a Pack, the compiler makes several here.
+    if constexpr (sizeof(T) == 4) {
       asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(from[0]),
                    "f"(from[1]), "f"(from[2]), "f"(from[3])
                    : "memory");
     } else {
-      store<VECTOR>(to, from);
+      uint16_t bits[VECTOR];
+#pragma unroll
+      for (int v = 0; v < VECTOR; ++v) {
+        const T value = narrow<T>(from[v]);
+        bits[v] = reinterpret_cast<const uint16_t&>(value);
+      }
+      asm volatile("st.global.v4.u16 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "h"(bits[0]),
+                   "h"(bits[1]), "h"(bits[2]), "h"(bits[3])
+                   : "memory");
     }
   } else {
 #pragma unroll
