@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import mlip_kernels
+from mlip_kernels import use_reference
 from mlip_kernels.reference import contrastive as reference
-from mlip_kernels.testing import assert_as_accurate, assert_identical, permuted
+from mlip_kernels.testing import assert_as_accurate, assert_identical, gradients, permuted
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default
 BACKWARD = torch.ops.mlip_kernels.contrastive_token_maxima_backward.default
@@ -137,6 +138,23 @@ def test_gradients_are_as_accurate_as_those_of_the_reference(cuda, shape, dtype,
             assert not found[~given[3]].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_logits_and_the_gradients_of_tokens_and_weights(cuda, dtype):
+    images, texts, image_mask, text_mask, *weights = problem(2, 20, 3, 30, 40, dtype=dtype, masked=True)
+
+    def function(images, texts, *weights):
+        weighed = {"image_weight": weights[0], "text_weight": weights[1]}
+        return mlip_kernels.token_logits(images, texts, image_mask=image_mask, text_mask=text_mask, **weighed)
+
+    inputs = [images, texts, *weights]
+    found = on(cuda, gradients, function, inputs)
+    assert cuda.operators == ["contrastive_token_maxima", *["contrastive_token_maxima_backward"] * 2]
+    with use_reference():
+        baseline, truth = gradients(function, inputs), gradients(function, double(inputs))
+    for three in zip(found, baseline, truth, strict=True):
+        assert_as_accurate(*three)
+
+
 @pytest.mark.parametrize("layout", [permuted, lambda t: torch.stack((t, t), -1)[..., 0]], ids=["permuted", "strided"])
 def test_any_strides(cuda, layout):
     arguments = problem(2, 9, 3, 18, 24, masked=True)
@@ -219,11 +237,12 @@ def test_without_tensor_cores_and_copies_in_the_background(dtype, needs_emulated
     needs_emulated("cuda")
     from emulated_cuda import EmulatedCuda
 
-    original, header = SOURCES / "token_maxima.cu", SOURCES.parent / "mma.cuh"
-    source = original.read_text(encoding="utf-8").replace(
-        '#include "cuda/mma.cuh"\n', header.read_text(encoding="utf-8")
-    )
-    old = source.replace("#pragma once\n", "").replace("__CUDA_ARCH__ >= 800", "false")
+    original = SOURCES / "token_maxima.cu"
+    source = original.read_text(encoding="utf-8")
+    for name in ("contrastive/tile.cuh", "mma.cuh"):
+        header = (SOURCES.parent / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        source = source.replace(f'#include "cuda/{name}"\n', header)
+    old = source.replace("__CUDA_ARCH__ >= 800", "false")
     file = request.config.cache.mkdir("contrastive_without_tensor_cores") / original.name
     if not file.exists() or file.read_text(encoding="utf-8") != old:
         file.write_text(old, encoding="utf-8")
@@ -250,8 +269,8 @@ class Mutation:
 MUTATIONS = (
     Mutation("no barrier behind the tile", MAXIMA, "__syncthreads();  // the tile is there", "", "shared_race"),
     Mutation("texts without mask", MAXIMA, "find_places(p.texts.mask", "find_places(nullptr", WRONG),
-    Mutation("sums start again", MAXIMA, "shared.text_sum[before]", "0.0f", WRONG),
-    Mutation("rows start again", MAXIMA, "real && start > 0 ? row_maxima[row]", "false ? 0.0f", WRONG),
+    Mutation("sums start again", MAXIMA, "shared.text_sum[1 - next]", "0.0f", WRONG),
+    Mutation("rows start again", MAXIMA, "real && goes_on ? state.maxima[row]", "false ? 0.0f", WRONG),
     Mutation("lists replaced too early", GRADIENT, "__syncthreads();  // the lists may be replaced", "", "shared_race"),
     Mutation("winners without mask", GRADIENT, " && (other_mask == nullptr || other_mask[winner])", "", WRONG),
     Mutation("one sum for all", GRADIENT, "term.row_and_token % WARPS == warp", "true", "shared_race"),

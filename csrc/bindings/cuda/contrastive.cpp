@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
     problem.best_image_bytes = index_bytes(n);
     STD_TORCH_CHECK(cuda::contrastive::token_maxima_plan(problem), "image_tokens, text_tokens: ", n, " and ", m,
                     " tokens are more than the shared memory of this GPU has room for");
-    STD_TORCH_CHECK(cuda::contrastive::token_maxima_blocks(problem) <= LARGEST_GRID,
+    STD_TORCH_CHECK(text_batch <= LARGEST_GRID && cuda::contrastive::token_maxima_blocks(problem) <= LARGEST_GRID,
                     "image_tokens, text_tokens: ", batch, " images and ", text_batch,
                     " texts are more than one launch takes");
     cuda::contrastive::token_maxima(problem, device.stream());

@@ -4,8 +4,7 @@
 //
 // and the token that is best for each (the first of equals), over tokens that are not masked.
 //
-//   v [B, N, D], t [C, M, D] float32, float16 or bfloat16       maxima, shares, means float32       maps 1, 2 or 4
-//   bytes
+//   v [B, N, D], t [C, M, D] float32, float16 or bfloat16       the rest float32, maps of 1, 2 or 4 bytes
 //
 //   reads     B N D v, C M D t, the shares and masks; texts again for every image, from the L2 cache
 //   writes    8 B C, and where they are wanted B C (N + M) entries of the maps and of the maxima
@@ -24,28 +23,18 @@
 // bits of a pair depend on nothing around it.
 #include "cuda/contrastive/token_maxima.h"
 
-#include <cuda_pipeline_primitives.h>
 #include <cuda_runtime_api.h>
 
-#include "cuda/contrastive/places.cuh"
-#include "cuda/elements.cuh"
-#include "cuda/mma.cuh"
+#include "cuda/contrastive/tile.cuh"
 
 namespace mlip::cuda::contrastive {
 namespace {
 
-constexpr int TILE = 64;  // rows and columns
-constexpr int GROUPS = TILE / 16;
-constexpr int PIECE = 32;         // words of a token that are multiplied at a time: 128 bytes
-constexpr int PITCH = PIECE + 4;  // words from token to token in shared memory, so that fragments meet no bank twice
-constexpr int STEP = 8;           // words that one product takes
-constexpr int OPERAND = TILE * PITCH;
 constexpr int TILE_PITCH = TILE + 5;  // reading rows meets no bank twice, storing products none more than twice
 constexpr int FIRST = 1, LAST = 2, INDEX = 4;  // of the real tokens of a text; what an index is multiplied by
 constexpr int MOST_TEXT_PLACES = 2048;         // that a block has, where a text has no more
 constexpr int LEAST_TEXT_PLACES = 4 * TILE;
 constexpr int BLOCKS_WANTED = 6;  // for each multiprocessor: twice what it holds
-constexpr int NOTHING = 0x7fffffff;
 
 // What a block keeps besides the operands and the row states.
 struct alignas(16) Shared {
@@ -60,9 +49,6 @@ struct alignas(16) Shared {
   int counts[WARPS];
 };
 
-// As in PyTorch: NaN is larger than everything.
-__device__ inline bool beats(float value, float champion) { return !(value <= champion) && champion == champion; }
-
 __device__ inline void store_index(void* map, int bytes, int64_t at, int index) {
   if (bytes == 1) {
     static_cast<uint8_t*>(map)[at] = uint8_t(index);
@@ -73,117 +59,71 @@ __device__ inline void store_index(void* map, int bytes, int64_t at, int index) 
   }
 }
 
-// 16 bytes to shared memory, in the background where the GPU can: those at `from`, or zeros. Without a branch, so that
-// the lanes of a warp stay together.
-__device__ inline void copy_vector(uint32_t* to, const void* from, bool there) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from),
-               "r"(there ? 16 : 0)
-               : "memory");
-#else
-  *reinterpret_cast<uint4*>(to) = there ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-#endif
+// What is known of the real tokens of the image: where they are, and of the text that the tiles have broken off, the
+// best similarity and its token.
+struct RowState {
+  float* maxima;
+  uint16_t *best, *places;
+};
+
+// Thread r goes along row r of a tile, and writes what it has found where a text ends.
+__device__ inline void walk_rows(const TokenMaxima& p, Shared& shared, const RowState& state, int b, int first_text,
+                                 int tile, int height, int width, bool goes_on) {
+  const int thread = threadIdx.x, row = tile * TILE + thread;
+  const bool real = thread < height;
+  const int token = real ? state.places[row] : 0;
+  const float share = real ? p.images.share[int64_t(b) * p.images.count + token] : 0.0f;
+  float value = real && goes_on ? state.maxima[row] : 0.0f;
+  int winner = real && goes_on ? state.best[row] : 0;
+  for (int column = 0; column < width; ++column) {
+    const int info = shared.column_info[column];
+    const float other = real ? shared.tile[thread * TILE_PITCH + column] : 0.0f;
+    if (info & FIRST || beats(other, value)) {
+      value = other;
+      winner = info / INDEX;
+    }
+    if (!(info & LAST)) continue;
+    const int64_t at = (int64_t(b) * p.texts.batch + first_text + shared.column_text[column]) * p.images.count + token;
+    if (real && p.text_maxima) p.text_maxima[at] = value;
+    if (real && p.best_text) store_index(p.best_text, p.best_text_bytes, at, winner);
+    float sum = real ? share * value : 0.0f;
+    for (int distance = WARP / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    float& sums = shared.sums[column][thread / WARP];
+    if (thread % WARP == 0) sums = tile == 0 ? sum : sums + sum;
+  }
+  if (real) {
+    state.maxima[row] = value;
+    state.best[row] = uint16_t(winner);
+  }
 }
 
-// A piece of `rows` tokens, and zeros up to `padded` of them and behind the last channel.
-template <typename T, typename Offset>
-__device__ inline void copy_piece(uint32_t* to, const TokenSide& side, Offset offset, int rows, int padded,
-                                  int64_t first, int64_t channels) {
-  const T* from = static_cast<const T*>(side.values) + first;
-  const int64_t left = channels - first;
-  if (side.vector) {
-    constexpr int VECTOR = 16 / sizeof(T), VECTORS = PIECE / 4;
-    for (int i = threadIdx.x; i < padded * VECTORS; i += THREADS) {
-      const int row = i / VECTORS, vector = i % VECTORS;
-      const T* source = from + offset(row < rows ? row : 0) + (vector * VECTOR < left ? vector * VECTOR : 0);
-      copy_vector(to + row * PITCH + vector * 4, source, row < rows && vector * VECTOR < left);
-    }
+// Writes what has been found for a column; where a text begins, or goes on from the tile before, the mean over it too,
+// or what there is of it. Of the sums that are carried on, `next` is to be written and the other one read.
+__device__ inline void write_column(const TokenMaxima& p, Shared& shared, const RowState& state, int b, int first_text,
+                                    int column, int width, int next) {
+  const int64_t text = int64_t(first_text) + shared.column_text[column];
+  const int info = shared.column_info[column];
+  const int64_t at = (int64_t(b) * p.texts.batch + text) * p.texts.count + info / INDEX;
+  if (p.image_maxima) p.image_maxima[at] = shared.column_maxima[column];
+  if (p.best_image) store_index(p.best_image, p.best_image_bytes, at, state.places[shared.column_best[column]]);
+  if (column > 0 && !(info & FIRST)) return;
+
+  const float* share = p.texts.share + text * p.texts.count;
+  float sum = info & FIRST ? 0.0f : shared.text_sum[1 - next];
+  float error = info & FIRST ? 0.0f : shared.text_error[1 - next];
+  bool last = false;
+  for (int c = column; c < width && !last; ++c) {
+    const int here = shared.column_info[c];
+    const float term = share[here / INDEX] * shared.column_maxima[c] - error, more = sum + term;
+    error = isfinite(more) ? (more - sum) - term : 0.0f;
+    sum = more;
+    last = here & LAST;
+  }
+  if (last) {
+    p.per_text[text * p.images.batch + b] = sum;
   } else {
-    constexpr int ELEMENTS = PIECE * 4 / sizeof(T);
-    for (int i = threadIdx.x; i < padded * ELEMENTS; i += THREADS) {
-      const int row = i / ELEMENTS, element = i % ELEMENTS;
-      const bool there = row < rows && element < left;
-      reinterpret_cast<T*>(to + row * PITCH)[element] = there ? from[offset(row) + element] : narrow<T>(0.0f);
-    }
-  }
-}
-
-// The products of a piece: fragments of the rows times those of a warp's 16 columns.
-template <typename T>
-__device__ inline void multiply_piece(float (&sums)[GROUPS][2][4], const uint32_t* rows, const uint32_t* columns,
-                                      int groups, int eighths, int words) {
-  const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-  float run[GROUPS][2][4] = {};
-#pragma unroll 1
-  for (int step = 0; step < words; step += STEP) {
-    uint32_t b[2][2];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const uint32_t* from = columns + (8 * n + g) * PITCH + step + t;
-      b[n][0] = n < eighths ? from[0] : 0;
-      b[n][1] = n < eighths ? from[4] : 0;
-    }
-    [[maybe_unused]] Split<2> parts[2];
-    if constexpr (sizeof(T) == 4) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) parts[n] = split<2>({__uint_as_float(b[n][0]), __uint_as_float(b[n][1])});
-    }
-#pragma unroll
-    for (int m = 0; m < GROUPS; ++m) {
-      if (m >= groups) break;
-      const uint32_t* from = rows + (16 * m + g) * PITCH + step + t;
-      const uint32_t a[4] = {from[0], from[8 * PITCH], from[4], from[8 * PITCH + 4]};
-      if constexpr (sizeof(T) == 4) {
-        const Split<4> left =
-            split<4>({__uint_as_float(a[0]), __uint_as_float(a[1]), __uint_as_float(a[2]), __uint_as_float(a[3])});
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          if (n < eighths) multiply_add(run[m][n], left, parts[n], true);
-        }
-      } else {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          if (n < eighths) multiply_add(run[m][n], a, b[n], T{});
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int m = 0; m < GROUPS; ++m) {
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[m][n][i] += run[m][n][i];
-    }
-  }
-}
-
-// The largest of the `rows` similarities of each of a lane's columns, and its row; all lanes of a column know it.
-__device__ inline void reduce_columns(const float (&sums)[GROUPS][2][4], int rows, float (&maxima)[4], int (&best)[4]) {
-  const int g = threadIdx.x % WARP / 4;
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    float value = g < rows ? sums[0][c / 2][c % 2] : -INFINITY;
-    int row = g < rows ? g : NOTHING;
-#pragma unroll
-    for (int i = 1; i < 2 * GROUPS; ++i) {
-      const float other = sums[i / 2][c / 2][i % 2 * 2 + c % 2];
-      if (8 * i + g < rows && beats(other, value)) {
-        value = other;
-        row = 8 * i + g;
-      }
-    }
-#pragma unroll
-    for (int distance = 4; distance < WARP; distance *= 2) {
-      const float other = __shfl_xor_sync(~0u, value, distance);
-      const int other_row = __shfl_xor_sync(~0u, row, distance);
-      if (beats(other, value) || (!beats(value, other) && other_row < row)) {
-        value = other;
-        row = other_row;
-      }
-    }
-    maxima[c] = value;
-    best[c] = row;
+    shared.text_sum[next] = sum;
+    shared.text_error[next] = error;
   }
 }
 
@@ -196,25 +136,28 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 2 : 3)
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   uint32_t* columns = reinterpret_cast<uint32_t*>(memory + sizeof(Shared));
   uint32_t* rows = columns + (p.held ? pieces : p.stages) * OPERAND;
-  float* row_maxima = reinterpret_cast<float*>(rows + (p.resident ? row_limit / TILE * pieces : p.stages) * OPERAND);
-  uint16_t* row_best = reinterpret_cast<uint16_t*>(row_maxima + row_limit);
-  uint16_t* row_places = row_best + row_limit;
-  uint16_t* text_places = row_places + row_limit;
+  RowState state;
+  state.maxima = reinterpret_cast<float*>(rows + (p.resident ? row_limit / TILE * pieces : p.stages) * OPERAND);
+  state.best = reinterpret_cast<uint16_t*>(state.maxima + row_limit);
+  state.places = state.best + row_limit;
+  uint16_t* text_places = state.places + row_limit;
 
   const int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
-  const int64_t b = blockIdx.x % p.images.batch, first_text = blockIdx.x / p.images.batch * p.texts_per_block;
+  const int images = int(p.images.batch), b = int(blockIdx.x) % images;
+  const int first_text = int(blockIdx.x) / images * p.texts_per_block;
   const int64_t texts_left = p.texts.batch - first_text;
   const int texts = int(texts_left < p.texts_per_block ? texts_left : p.texts_per_block);
   const int text_count = p.texts.count;
 
-  const int row_count = find_places(p.images.mask, b * p.images.count, p.images.count, row_places, shared.counts);
+  const int row_count =
+      find_places(p.images.mask, int64_t(b) * p.images.count, p.images.count, state.places, shared.counts);
   const int column_count =
-      find_places(p.texts.mask, first_text * text_count, texts * text_count, text_places, shared.counts);
+      find_places(p.texts.mask, int64_t(first_text) * text_count, texts * text_count, text_places, shared.counts);
   if (row_count == 0 || column_count == 0) return;
 
   const auto row_offset = [&](int tile) {
     return [&, tile](int row) {
-      return b * p.images.stride_batch + row_places[tile * TILE + row] * p.images.stride_token;
+      return b * p.images.stride_batch + state.places[tile * TILE + row] * p.images.stride_token;
     };
   };
   const auto rows_of = [&](int tile) { return row_count - tile * TILE < TILE ? row_count - tile * TILE : TILE; };
@@ -271,10 +214,10 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 2 : 3)
           __pipeline_wait_prior(0);
         }
         __syncthreads();  // the piece is there
-        const int64_t left = ceil_div((p.channels - channel(piece)) * int64_t(sizeof(T)), 4);
-        const uint32_t* left_operand = rows + (p.resident ? tile * pieces + piece : piece % p.stages) * OPERAND;
-        const uint32_t* right_operand = columns + (p.held ? piece : piece % p.stages) * OPERAND + 16 * warp * PITCH;
-        multiply_piece<T>(sums, left_operand, right_operand, groups, eighths, left < PIECE ? int(left) : PIECE);
+        const int64_t words = ceil_div((p.channels - channel(piece)) * int64_t(sizeof(T)), 4);
+        const uint32_t* left = rows + (p.resident ? tile * pieces + piece : piece % p.stages) * OPERAND;
+        const uint32_t* right = columns + (p.held ? piece : piece % p.stages) * OPERAND + 16 * warp * PITCH;
+        multiply_piece<T>(sums, left, right, groups, eighths, words < PIECE ? int(words) : PIECE);
         if (piece + 1 == pieces) break;
         __syncthreads();  // the piece has been read
         if (p.stages == 1) copy(piece + 1);
@@ -301,33 +244,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 2 : 3)
       }
       __syncthreads();  // the tile is there
 
-      if (thread < TILE) {
-        const int row = tile * TILE + thread;
-        const bool real = thread < height;
-        const int token = real ? row_places[row] : 0;
-        const float share = real ? p.images.share[b * p.images.count + token] : 0.0f;
-        float value = real && start > 0 ? row_maxima[row] : 0.0f;
-        int winner = real && start > 0 ? row_best[row] : 0;
-        for (int column = 0; column < width; ++column) {
-          const int info = shared.column_info[column];
-          const float other = real ? shared.tile[thread * TILE_PITCH + column] : 0.0f;
-          if (info & FIRST || beats(other, value)) {
-            value = other;
-            winner = info / INDEX;
-          }
-          if (!(info & LAST)) continue;
-          const int64_t at = (b * p.texts.batch + first_text + shared.column_text[column]) * p.images.count + token;
-          if (real && p.text_maxima) p.text_maxima[at] = value;
-          if (real && p.best_text) store_index(p.best_text, p.best_text_bytes, at, winner);
-          float sum = real ? share * value : 0.0f;
-          for (int distance = WARP / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
-          if (lane == 0) shared.sums[column][warp] = tile == 0 ? sum : shared.sums[column][warp] + sum;
-        }
-        if (real) {
-          row_maxima[row] = value;
-          row_best[row] = uint16_t(winner);
-        }
-      }
+      if (thread < TILE) walk_rows(p, shared, state, b, first_text, tile, height, width, start > 0);
     }
 
     if (lane < 4) {
@@ -345,33 +262,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 2 : 3)
           shared.sums[thread][0] + shared.sums[thread][1];
     }
     const int column = thread - TILE;
-    if (column >= 0 && column < width) {
-      const int64_t text = first_text + shared.column_text[column];
-      const int info = shared.column_info[column];
-      const int64_t at = (b * p.texts.batch + text) * text_count + info / INDEX;
-      if (p.image_maxima) p.image_maxima[at] = shared.column_maxima[column];
-      if (p.best_image) store_index(p.best_image, p.best_image_bytes, at, row_places[shared.column_best[column]]);
-      if (column == 0 || info & FIRST) {
-        const float* share = p.texts.share + text * text_count;
-        const int next = start / TILE % 2, before = 1 - next;
-        float sum = info & FIRST ? 0.0f : shared.text_sum[before],
-              error = info & FIRST ? 0.0f : shared.text_error[before];
-        bool last = false;
-        for (int c = column; c < width && !last; ++c) {
-          const int here = shared.column_info[c];
-          const float term = share[here / INDEX] * shared.column_maxima[c] - error, more = sum + term;
-          error = isfinite(more) ? (more - sum) - term : 0.0f;
-          sum = more;
-          last = here & LAST;
-        }
-        if (last) {
-          p.per_text[text * p.images.batch + b] = sum;
-        } else {
-          shared.text_sum[next] = sum;
-          shared.text_error[next] = error;
-        }
-      }
-    }
+    if (column >= 0 && column < width) write_column(p, shared, state, b, first_text, column, width, start / TILE % 2);
     __syncthreads();  // the columns may be replaced
   }
 }

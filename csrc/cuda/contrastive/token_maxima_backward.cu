@@ -56,8 +56,7 @@ __device__ inline int index_at(const TokenMap& map, int64_t at) {
   }
 }
 
-// A lane's channels lie together where they move in one access, else 32 apart: `left` of them and of what follows
-// exist.
+// A lane's channels lie together where they move in one access, else 32 apart. `left` channels exist from its first on.
 template <typename T>
 __device__ inline void read(const T* from, int64_t left, bool vector, float (&to)[VECTOR]) {
   if (vector) {
@@ -66,6 +65,34 @@ __device__ inline void read(const T* from, int64_t left, bool vector, float (&to
 #pragma unroll
     for (int v = 0; v < VECTOR; ++v) {
       if (v * WARP < left) to[v] = widen(from[v * WARP]);
+    }
+  }
+}
+
+template <typename T>
+__device__ inline void write(T* to, int64_t left, bool vector, const float (&from)[VECTOR]) {
+  if (vector) {
+    if (left <= 0) return;
+    // One access each; of a Pack, the compiler makes several here.
+    if constexpr (sizeof(T) == 4) {
+      asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(from[0]),
+                   "f"(from[1]), "f"(from[2]), "f"(from[3])
+                   : "memory");
+    } else {
+      uint16_t bits[VECTOR];
+#pragma unroll
+      for (int v = 0; v < VECTOR; ++v) {
+        const T value = narrow<T>(from[v]);
+        bits[v] = reinterpret_cast<const uint16_t&>(value);
+      }
+      asm volatile("st.global.v4.u16 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "h"(bits[0]),
+                   "h"(bits[1]), "h"(bits[2]), "h"(bits[3])
+                   : "memory");
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) {
+      if (v * WARP < left) to[v * WARP] = narrow<T>(from[v]);
     }
   }
 }
@@ -180,15 +207,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     const bool real = p.mask == nullptr || p.mask[b * p.count + row];
     const float4 sum = real ? sums[row - first_row][lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     const float values[VECTOR] = {sum.x, sum.y, sum.z, sum.w};
-    T* to = static_cast<T*>(p.grad) + (b * p.count + row) * p.channels + channel;
-    if (p.vector) {
-      if (left > 0) store<VECTOR>(to, values);
-    } else {
-#pragma unroll
-      for (int v = 0; v < VECTOR; ++v) {
-        if (v * WARP < left) to[v * WARP] = narrow<T>(values[v]);
-      }
-    }
+    write(static_cast<T*>(p.grad) + (b * p.count + row) * p.channels + channel, left, p.vector, values);
   }
 }
 
