@@ -72,7 +72,7 @@ _separable = define(
     f"spectral_separable(Tensor x, {_MATRICES}) -> Tensor",
     reference=reference.separable,
     fake=_fake_separable,
-    triton="mlip_kernels.triton.spectral.transforms:separable",
+    triton="mlip_kernels.triton.spectral.separable:separable",
 )
 
 
@@ -111,14 +111,14 @@ _analysis = define(
     f"spectral_analysis(Tensor x, {_MATRICES}) -> (Tensor real, Tensor imaginary)",
     reference=reference.analysis,
     fake=_fake_analysis,
-    triton="mlip_kernels.triton.spectral.transforms:analysis",
+    triton="mlip_kernels.triton.spectral.analysis:analysis",
 )
 _synthesis = define(
     "spectral_synthesis(Tensor real, Tensor imaginary, Tensor? along_h, Tensor along_w, SymInt prefix_tokens)"
     " -> Tensor",
     reference=reference.synthesis,
     fake=_fake_synthesis,
-    triton="mlip_kernels.triton.spectral.transforms:synthesis",
+    triton="mlip_kernels.triton.spectral.synthesis:synthesis",
 )
 
 

@@ -162,7 +162,7 @@ def _synthesis(
 def separable(
     x: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int, prefix_tokens: int
 ) -> Tensor:
-    """See ``transforms.separable``."""
+    """See ``separable.separable``."""
     rows, columns = height if along_h is None else along_h.shape[0], along_w.shape[0]
     out = x.new_empty(x.shape[0], prefix_tokens + rows * columns, x.shape[2])
     out[:, :prefix_tokens] = x[:, :prefix_tokens]
@@ -174,12 +174,12 @@ def separable(
 def analysis(
     x: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int, prefix_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """See ``transforms.analysis``."""
+    """See ``analysis.analysis``."""
     return _analysis(_grid_of(x, height, width, prefix_tokens), along_h, along_w, _exact(x.dtype), x.dtype)
 
 
 def synthesis(real: Tensor, imaginary: Tensor, along_h: Tensor | None, along_w: Tensor, prefix_tokens: int) -> Tensor:
-    """See ``transforms.synthesis``."""
+    """See ``synthesis.synthesis``."""
     height = real.shape[1] if along_h is None else along_h.shape[1]
     out = real.new_empty(real.shape[0], prefix_tokens + height * along_w.shape[0], real.shape[3])
     out[:, :prefix_tokens] = 0
