@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from matrix_fragments import BITS, Shape, accumulator, multiplicand_a, multiplicand_b, pack, unpack
-from ptx_emulator import Emulator
+from ptx_emulator import Emulator, EmulatorError
 from ptx_text import entry, module
 
 from mlip_kernels.testing import assert_close
@@ -181,3 +183,15 @@ def test_stmatrix(count: int, transposed: str):
     ptx = module(entry("kernel", ["u64 source", "u64 target"], body, registers=".shared .align 16 .b8 pool[512];"))
     Emulator(90).launch(ptx, "kernel", 1, 32, [source, target])
     np.testing.assert_array_equal(target, matrices)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_stmatrix_of_two_warps_to_one_place_is_a_race_unless_they_store_the_same(same: bool):
+    body = f"""
+        mov.u32 %r0, %tid.x; and.b32 %r1, %r0, 7; mul.wide.u32 %x2, %r1, 16; mov.u64 %x4, pool; add.u64 %x4, %x4, %x2;
+        {"mov.u32 %r2, 7;" if same else "shr.u32 %r2, %r0, 5;"}
+        stmatrix.sync.aligned.m8n8.x1.shared.b16 [%x4], {{%r2}};
+    """
+    ptx = module(entry("kernel", [], body, registers=".shared .align 16 .b8 pool[128];"))
+    with nullcontext() if same else pytest.raises(EmulatorError, match="shared_race"):
+        Emulator(90).launch(ptx, "kernel", 1, 64, [])
