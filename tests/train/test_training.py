@@ -125,12 +125,14 @@ def test_gradient_checkpointing_changes_memory_only(tiny, tmp_path):
     assert_same_weights(plain.output, recomputed.output)
 
 
-def test_reference_and_fused_operators_agree(tiny, tmp_path):
-    fused = dataclasses.replace(tiny, precision="float32", steps=2)
+@pytest.mark.parametrize(("steps", "roundings"), [(1, 8), (2, 64)])  # Adam enlarges roundings of small gradients
+def test_reference_and_fused_operators_agree(tiny, tmp_path, steps, roundings):
+    fused = dataclasses.replace(tiny, precision="float32", steps=steps)
     reference = dataclasses.replace(fused, operators="reference", output=str(tmp_path / "reference"))
     for config in (fused, reference):
         train(config)
-    assert_close(*(torch.tensor([value for _, value in losses(c.output)]) for c in (fused, reference)))
+    both = [torch.tensor([value for _, value in losses(c.output)]) for c in (fused, reference)]
+    assert_close(*both, roundings=roundings)  # 64 are a relative 8e-6
 
 
 def test_accumulation_averages_micro_batches(tiny):

@@ -49,6 +49,11 @@ def always(problem: Problem) -> bool:
     return True
 
 
+def reserves_tensor_memory(problem: Problem) -> bool:
+    """Tensor memory is reserved by atomic instructions, on integers, and of our architectures only sm_100 has it."""
+    return problem.arch == 100
+
+
 @dataclass(frozen=True)
 class Kernel:
     """What one kernel promises, under one name in Triton and in CUDA C++."""

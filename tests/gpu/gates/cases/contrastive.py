@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gates.promises import Kernel, Operator, Problem, always
+from gates.promises import Kernel, Operator, Problem, always, reserves_tensor_memory
 
 FLOAT = 4  # bytes of a float32, which shares, means and their gradients are in any dtype
 OPERATORS_OF = torch.ops.mlip_kernels
@@ -80,11 +80,6 @@ def tensor_cores(p: Problem) -> bool:
     return p.arch >= 80
 
 
-def reserves(p: Problem) -> bool:
-    """Tensor memory is reserved by atomic instructions, on integers, and only this architecture has it."""
-    return p.arch == 100
-
-
 def vectors(p: Problem) -> bool:
     return p.D % 8 == 0
 
@@ -100,7 +95,7 @@ OPERATORS = (
                 bytes=bytes_of,
                 macs=pairs,
                 tensor_cores=tensor_cores,
-                atomics=reserves,
+                atomics=reserves_tensor_memory,
                 wide_loads=always,
                 backends=("triton",),
             ),
@@ -126,7 +121,7 @@ OPERATORS = (
                 bytes=bytes_of,
                 macs=terms,
                 tensor_cores=tensor_cores,
-                atomics=reserves,
+                atomics=reserves_tensor_memory,
                 wide_loads=always,
                 wide_stores=vectors,
                 backends=("triton",),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gates.promises import Kernel, Operator, Problem
+from gates.promises import Kernel, Operator, Problem, reserves_tensor_memory
 from mlip_kernels.reference.spectral.constants import constant
 from mlip_kernels.reference.spectral.matrices import dct_matrix, fft_matrix, rfft_matrix
 
@@ -157,7 +157,7 @@ def vectors(p: Problem) -> bool:
 
 def stages(name: str, **promises: object) -> Kernel:
     """A kernel that transforms tokens."""
-    return Kernel(name, tensor_cores=tensor_cores, wide_loads=vectors, **promises)
+    return Kernel(name, tensor_cores=tensor_cores, atomics=reserves_tensor_memory, wide_loads=vectors, **promises)
 
 
 OPERATORS = (
