@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("mlip_kernels", "DEF")
 CUDA_LIBRARY = torch.library.Library("mlip_kernels_cuda", "DEF")
@@ -63,6 +64,15 @@ def use_reference() -> Iterator[None]:
 def reference_requested() -> bool:
     """Whether `use_reference` is active."""
     return _reference_depth > 0
+
+
+def plain_needed() -> bool:
+    """Whether operators have to give way to plain PyTorch: it was asked for, or it alone can be transformed.
+
+    An operator with a registered gradient would drop the tangents of forward-mode differentiation without a word.
+    """
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transformed or reference_requested()
 
 
 def define(

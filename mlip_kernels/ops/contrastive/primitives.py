@@ -22,20 +22,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from mlip_kernels._library import define, differentiate, reference_requested
+from mlip_kernels._library import define, differentiate, plain_needed
 from mlip_kernels.reference import contrastive as reference
 from mlip_kernels.reference.contrastive import Maxima, index_dtype
 
 
 def token_maxima() -> Callable[..., Maxima] | None:
-    """The registered operator, or plain PyTorch (None) where it was asked for or where it alone can be transformed.
-
-    An operator with a registered gradient would drop the tangents of forward-mode differentiation without a word.
-    """
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return None if transformed or reference_requested() else _token_maxima
+    """The registered operator, or plain PyTorch (None) where it was asked for or where it alone can be transformed."""
+    return None if plain_needed() else _token_maxima
 
 
 def _fake_token_maxima(

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from mlip_kernels._library import define, differentiate, reference_requested
+from mlip_kernels._library import define, differentiate, plain_needed
 from mlip_kernels.reference import merging as reference
 from mlip_kernels.reference.merging import Matching, accumulation_dtype
 
@@ -34,12 +33,8 @@ class Primitives(NamedTuple):
 
 
 def primitives() -> Primitives:
-    """The registered operators, or plain PyTorch where it was asked for or where it alone can be transformed.
-
-    An operator with a registered gradient would drop the tangents of forward-mode differentiation without a word.
-    """
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return PLAIN if transformed or reference_requested() else REGISTERED
+    """The registered operators, or plain PyTorch where it was asked for or where it alone can be transformed."""
+    return PLAIN if plain_needed() else REGISTERED
 
 
 # --- match -----------------------------------------------------------------------------------------------------------

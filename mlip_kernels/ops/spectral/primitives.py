@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from mlip_kernels._library import define, define_out, differentiate, reference_requested
+from mlip_kernels._library import define, define_out, differentiate, plain_needed
 from mlip_kernels.reference.spectral import primitives as reference
 from mlip_kernels.reference.spectral.primitives import PLAIN, Primitives, adjoint
 
@@ -24,11 +22,9 @@ _MATRICES = "Tensor? along_h, Tensor along_w, SymInt height, SymInt width, SymIn
 def primitives(*out: Tensor) -> Primitives:
     """The registered operators, or plain PyTorch where it was asked for or where it alone can be transformed.
 
-    An operator with a registered gradient would drop the tangents of forward-mode differentiation without a word.
     With ``out``, separable, analysis, synthesis and filtered write their results there and return these tensors.
     """
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    found = PLAIN if transformed or reference_requested() else REGISTERED
+    found = PLAIN if plain_needed() else REGISTERED
     if not out:
         return found
     writing = [_copying(operator, out) for operator in PLAIN[:4]] if found is PLAIN else [_into(o, out) for o in INTO]

@@ -25,6 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mlip_kernels.triton.layouts import with_unit_stride
+
 BLOCK_N = 16
 BLOCK_D = 128
 PROGRAMS_WANTED = 512  # a few for each multiprocessor of a large GPU
@@ -229,7 +231,7 @@ def forward(x: Tensor, weight: Tensor | None, prefix_tokens: int) -> tuple[Tenso
     total = x.new_empty(batch, dtype=torch.float32)
     if batch == 0:
         return mean, total
-    x, weight = _with_unit_stride(x), None if weight is None else weight.contiguous()
+    x, weight = with_unit_stride(x), None if weight is None else weight.contiguous()
     split = plan(batch, tokens, channels, prefix_tokens)
     many = split.splits > 1
     sums = x.new_empty(split.splits, batch, channels, dtype=torch.float32) if many else mean
@@ -287,7 +289,7 @@ def backward_weight(grad: Tensor, x: Tensor, weight: Tensor, total: Tensor, pref
     grad_weight = total.new_empty(batch, tokens)
     if batch == 0:
         return grad_weight
-    grad, weight, x = grad.contiguous(), weight.contiguous(), _with_unit_stride(x)
+    grad, weight, x = grad.contiguous(), weight.contiguous(), with_unit_stride(x)
     split = plan(batch, tokens, channels, prefix_tokens)
     weighted_mean_products_backward_kernel[split.rows](
         grad,
@@ -305,7 +307,3 @@ def backward_weight(grad: Tensor, x: Tensor, weight: Tensor, total: Tensor, pref
     )
     weighted_mean_centre_backward_kernel[split.centre](weight, total, grad_weight, tokens, prefix_tokens, BLOCK_N=256)
     return grad_weight
-
-
-def _with_unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

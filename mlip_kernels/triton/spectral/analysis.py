@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mlip_kernels.triton.layouts import with_unit_stride
 from mlip_kernels.triton.spectral import long_axis
-from mlip_kernels.triton.spectral.launches import NOT_SPECIALIZED, fits, plan, programs, with_unit_stride
+from mlip_kernels.triton.spectral.launches import NOT_SPECIALIZED, fits, plan, programs
 from mlip_kernels.triton.spectral.tiles import (
     point_elements,
     read_matrices,

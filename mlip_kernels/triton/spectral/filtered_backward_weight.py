@@ -21,8 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mlip_kernels.triton.layouts import with_unit_stride
 from mlip_kernels.triton.spectral import long_axis
-from mlip_kernels.triton.spectral.launches import NOT_SPECIALIZED, fits, parts_of, plan, with_unit_stride
+from mlip_kernels.triton.spectral.launches import NOT_SPECIALIZED, fits, parts_of, plan
 from mlip_kernels.triton.spectral.tiles import (
     multiplicity,
     point_elements,

@@ -84,10 +84,5 @@ def parts_of(batch: int, wanted: int) -> int:
     return triton.cdiv(batch, longest)
 
 
-def with_unit_stride(x: Tensor) -> Tensor:
-    """``x``, made contiguous unless its last dimension has unit stride already."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
 def _padded(size: int) -> int:
     return max(16, triton.next_power_of_2(size))
