@@ -1,4 +1,4 @@
-"""pair_cross_entropy on GPUs, emulated and real: accuracy, labels, smoothing, hard input and layouts of both backends."""
+"""pair_cross_entropy on GPUs, emulated and real: accuracy, labels, smoothing, hard input, layouts of both backends."""
 
 import pytest
 import torch

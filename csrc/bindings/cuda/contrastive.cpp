@@ -225,7 +225,8 @@ Tensor pair_cross_entropy_backward(const Tensor& grad, const Tensor& logits_, co
   Tensor grad_logits = torch::stable::new_empty(logits, {rows, columns});
   if (rows == 0) return grad_logits;
   cuda::contrastive::PairCrossEntropy problem = pair_problem(logits, labels, both, label_smoothing);
-  problem.vector = rows_are_vectors(logits) && rows_are_vectors(grad_logits);
+  problem.vector =
+      rows_are_vectors(logits) && rows_are_vectors(grad_logits) && (!both || rows_are_vectors(column_terms));
   problem.row_terms = mutable_data<float>(row_terms);
   problem.column_terms = mutable_data<float>(column_terms);
   problem.grad = data<float>(grad);

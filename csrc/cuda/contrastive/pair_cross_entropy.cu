@@ -78,7 +78,15 @@ struct Columns {
   }
   __device__ void write(T* row, const float (&from)[V]) const {
     if (VECTOR) {
-      if (there(0)) store<V>(row + first, from);
+      if (!there(0)) return;
+      Pack<T, V> pack;
+#pragma unroll
+      for (int v = 0; v < V; ++v) pack.element[v] = narrow<T>(from[v]);
+      const uint4 bits = reinterpret_cast<const uint4&>(pack);
+      // One access; of an assignment, the compiler makes several here.
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(row + first)), "r"(bits.x),
+                   "r"(bits.y), "r"(bits.z), "r"(bits.w)
+                   : "memory");
     } else {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -220,6 +228,14 @@ __device__ inline void add_up(double (&sums)[SUMS]) {
   }
 }
 
+// exp(from - to); 1 for equal infinities, of which nothing has to be scaled.
+__device__ inline float scale(float from, float to) { return from == to ? 1.0f : expf(from - to); }
+
+// What a distance grows by that is counted from another largest logit; where there was none, it was counted from 0.
+__device__ inline double moved(float from, float to) {
+  return from == to || from == -infinity() ? 0.0 : double(from) - double(to);
+}
+
 // A block owns THREADS rows, or columns.
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
@@ -237,16 +253,17 @@ __global__ void __launch_bounds__(THREADS)
   double sums[SUMS] = {};
   if (line < lines) {
     float largest = -infinity();
-    for (int64_t tile = 0; tile < tiles; ++tile) largest = fmaxf(largest, partial[tile * lines]);
     double total = 0, distances = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const float here = partial[tile * lines], part = partial[(tiles + tile) * lines];
-      total += here == largest ? part : part * expf(here - largest);  // they may be infinite, their difference NaN
+      const float now = fmaxf(largest, here);
+      total = total * scale(largest, now) + part * scale(here, now);
       if (of_rows && p.label_smoothing != 0) {
-        const int64_t left = classes - tile * size;
-        distances += double(partial[(2 * tiles + tile) * lines]);
-        if (here != largest) distances += double(left < size ? left : size) * double(here - largest);
+        const int64_t before = tile * size, left = classes - before;
+        distances += double(before) * moved(largest, now);
+        distances += double(partial[(2 * tiles + tile) * lines]) + double(left < size ? left : size) * moved(here, now);
       }
+      largest = now;
     }
     const float log = largest == -infinity() ? nan() : logf(float(total));
     float* terms = (of_rows ? p.row_terms : p.column_terms) + line;
@@ -308,11 +325,8 @@ __global__ void __launch_bounds__(THREADS)
   const float weight = p.both ? 0.5f * *p.grad : *p.grad;
   float column_largest[V] = {}, column_log[V] = {};
   if (p.both) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      column_largest[v] = columns.there(v) ? p.column_terms[columns.at(v)] : 0.0f;
-      column_log[v] = columns.there(v) ? p.column_terms[p.columns + columns.at(v)] : 0.0f;
-    }
+    columns.read(p.column_terms, 0.0f, column_largest);
+    columns.read(p.column_terms + p.columns, 0.0f, column_log);
   }
 #pragma unroll 4
   for (int r = 0; r < ROWS_OF_WARP; ++r) {

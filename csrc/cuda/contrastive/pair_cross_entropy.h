@@ -13,7 +13,7 @@ struct PairCrossEntropy {
   double label_smoothing;
   const void* logits;     // [B, C], unit stride along C
   int64_t stride;         // from row to row, in elements
-  bool vector;            // whether rows of `logits` and `grad_logits` move 16 bytes at a time
+  bool vector;            // whether rows of `logits`, `grad_logits` and `column_terms` move 16 bytes at a time
   const int64_t* labels;  // [B]
   float* row_terms;       // [2, B] largest logit, log of the sum of exponentials below it
   float* column_terms;    // [2, C] if both

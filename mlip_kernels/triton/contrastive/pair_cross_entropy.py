@@ -1,4 +1,4 @@
-"""Cross-entropy over the rows of a matrix of logits l [B, C], or (B = C) the mean of that and the same over its columns.
+"""Cross-entropy over the rows of a matrix of logits l [B, C], or (B = C) its mean with the same over the columns.
 
     row i:     log sum_j exp(l_ij) - l_i,label(i)         column j:     log sum_i exp(l_ij) - l_label(j),j
     dl_ij = grad / 2 (exp(l_ij - lse_row_i) + exp(l_ij - lse_column_j) - targets)
@@ -35,6 +35,7 @@ from torch import Tensor
 from mlip_kernels.triton.layouts import with_unit_stride
 
 ROWS, COLUMNS = 64, 128  # of a tile
+BACKWARD_ROWS, BACKWARD_COLUMNS = 128, 64  # few columns, whose terms every warp reads
 LINES = 128
 TARGETS = 128
 NUM_WARPS = 8
@@ -95,6 +96,18 @@ def contrastive_pair_cross_entropy_tiles_forward_kernel(
 
 
 @triton.jit
+def _scale(old, new):
+    """exp(old - new); 1 for equal infinities, of which nothing has to be scaled."""
+    return tl.where(old == new, 1.0, tl.exp(old - new))
+
+
+@triton.jit
+def _moved(old, new):
+    """What a distance grows by that is counted from another largest logit; where there was none, it was from 0."""
+    return tl.where((old == new) | (old == float("-inf")), 0.0, old.to(tl.float64) - new.to(tl.float64))
+
+
+@triton.jit
 def _finish(
     logits,
     labels,
@@ -117,21 +130,20 @@ def _finish(
     there = line < lines
     kind = tiles.to(tl.int64) * lines
     largest = tl.full((LINES,), float("-inf"), tl.float32)
-    for tile in range(0, tiles):
-        here = tl.load(partial + tile.to(tl.int64) * lines + line, mask=there, other=0.0)
-        largest = tl.maximum(largest, here)
     total = tl.zeros((LINES,), tl.float64)
     distances = tl.zeros((LINES,), tl.float64)
     for tile in range(0, tiles):
         at = partial + tile.to(tl.int64) * lines + line
         here = tl.load(at, mask=there, other=0.0)
         part = tl.load(at + kind, mask=there, other=0.0)
-        # The largest may be infinite, and then the difference NaN.
-        total += tl.where(here == largest, part, part * tl.exp(here - largest)).to(tl.float64)
+        now = tl.maximum(largest, here)
+        total = total * _scale(largest, now).to(tl.float64) + (part * _scale(here, now)).to(tl.float64)
         if DISTANCES:
-            moved = tl.where(here == largest, 0.0, here - largest).to(tl.float64)
-            count = tl.minimum(TILE, classes - tile * TILE).to(tl.float64)
-            distances += tl.load(at + 2 * kind, mask=there, other=0.0).to(tl.float64) + count * moved
+            before = tile * TILE
+            count = tl.minimum(TILE, classes - before)
+            distances += before.to(tl.float64) * _moved(largest, now) + count.to(tl.float64) * _moved(here, now)
+            distances += tl.load(at + 2 * kind, mask=there, other=0.0).to(tl.float64)
+        largest = now
 
     log = tl.where(largest == float("-inf"), float("nan"), tl.log(total.to(tl.float32)))
     tl.store(terms + line, largest, mask=there)
@@ -374,7 +386,8 @@ def pair_cross_entropy_backward(
     logits, labels = with_unit_stride(logits), labels.contiguous()
     row_terms, column_terms = row_terms.contiguous(), column_terms.contiguous()
     even = label_smoothing / columns
-    contrastive_pair_cross_entropy_backward_kernel[triton.cdiv(rows, ROWS) * triton.cdiv(columns, COLUMNS),](
+    tiles = triton.cdiv(rows, BACKWARD_ROWS) * triton.cdiv(columns, BACKWARD_COLUMNS)
+    contrastive_pair_cross_entropy_backward_kernel[tiles,](
         grad,
         logits,
         row_terms,
@@ -385,8 +398,8 @@ def pair_cross_entropy_backward(
         logits.stride(0),
         (2 if both else 1) * even,
         BOTH=both,
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
+        ROWS=BACKWARD_ROWS,
+        COLUMNS=BACKWARD_COLUMNS,
         num_warps=NUM_WARPS,
     )
     contrastive_pair_cross_entropy_targets_backward_kernel[triton.cdiv(rows, TARGETS),](
