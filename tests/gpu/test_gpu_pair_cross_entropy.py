@@ -90,7 +90,7 @@ def test_infinities_and_nan_mean_what_they_mean_in_torch(cuda, value):
     options = options_of(logits, 0.0)
     assert_right(on(cuda, logits, labels, options), logits, labels, options)
     logits[3, :128] = logits[:64, 7] = value  # all of a row in one tile, and of a column
-    logits[3, 3] = logits[7, 7] = 0
+    labels[3], labels[7] = 140, 149
     assert_right(on(cuda, logits, labels, options), logits, labels, options)
     logits[:, 9] = value  # all of a column
     (loss, gradient), (expected, _) = (
@@ -115,10 +115,9 @@ def test_a_label_that_names_no_column_gives_nan(cuda):
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [SINGLE, BRAIN], ids=str)
 @pytest.mark.parametrize("offset", [None, 16, 1])
-def test_layouts_do_not_matter(cuda, offset, dtype):
-    logits, labels = problem(80, 80, dtype)
+def test_layouts_do_not_matter(cuda, offset):
+    logits, labels = problem(80, 80, BRAIN)
     options = options_of(logits, 0.1)
     moved = permuted(logits) if offset is None else torch.cat([logits[:, :offset], logits], 1)[:, offset:]
     assert not moved.is_contiguous()
@@ -135,9 +134,8 @@ def test_no_pairs_cost_nothing(cuda):
     assert gradient.shape == (0, 0)
 
 
-@pytest.mark.parametrize("dtype", [SINGLE, BRAIN], ids=str)
-def test_no_order_of_the_warps_changes_a_bit(scheduled_cuda, dtype):
-    logits, labels = problem(70, 70, dtype, diagonal=False)
+def test_no_order_of_the_warps_changes_a_bit(scheduled_cuda):
+    logits, labels = problem(70, 70, SINGLE, diagonal=False)
     options = options_of(logits, 0.1)
     expected = on(scheduled_cuda.under("round_robin"), logits, labels, options)
     for found, wanted in zip(on(scheduled_cuda, logits, labels, options), expected, strict=True):

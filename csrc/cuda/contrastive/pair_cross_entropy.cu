@@ -23,8 +23,7 @@
 // tiles left, in order; the loss of a block's lines is added up in double. loss: one block adds that up in order. No
 // atomics: the result is bitwise the same from run to run.
 //
-// backward writes what the gradient is without targets, elementwise; targets then writes the 2 B elements that are one,
-// where 1 is subtracted from a probability that may be near 1.
+// backward writes what the gradient is without targets, elementwise; targets then writes the 2 B elements that are one.
 #include "cuda/contrastive/pair_cross_entropy.h"
 
 #include <cuda_runtime_api.h>
@@ -351,8 +350,7 @@ __device__ inline void put_target(const PairCrossEntropy& p, int64_t row, int64_
   const float value = widen(static_cast<const T*>(p.logits)[row * p.stride + column]);
   const float smoothing = float(p.label_smoothing), even = float(p.label_smoothing / double(p.columns));
   const auto less_target = [&](const float* terms, int64_t lines, bool target) {
-    const float logarithm = (value - terms[0]) - terms[lines];
-    return target ? expm1f(logarithm) + (smoothing - even) : expf(logarithm) - even;
+    return (expf((value - terms[0]) - terms[lines]) - even) - (target ? 1.0f - smoothing : 0.0f);
   };
   float gradient = less_target(p.row_terms + row, p.rows, of_row);
   if (p.both) gradient += less_target(p.column_terms + column, p.columns, of_column);

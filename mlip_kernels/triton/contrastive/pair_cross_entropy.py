@@ -21,8 +21,7 @@ logit and the sum of exponentials below that, for rows also, with smoothing, the
 program owns LINES rows or columns and merges what the tiles left, in order; their loss is added up in float64. loss:
 one program adds that up in order. No atomics: the result is bitwise the same from run to run.
 
-backward writes what the gradient is without targets, elementwise; targets then writes the 2 B elements that are one,
-where 1 is subtracted from a probability that may be near 1.
+backward writes what the gradient is without targets, elementwise; targets then writes the 2 B elements that are one.
 """
 
 from __future__ import annotations
@@ -45,18 +44,6 @@ NUM_WARPS = 8
 def _origin(largest):
     """What exponentials are taken below: the largest logit, where there is one."""
     return tl.where(largest == float("-inf"), 0.0, largest)
-
-
-@triton.jit
-def _expm1(x):
-    """exp(x) - 1 for x <= 0, without cancellation: a Taylor polynomial to 2^-25 of it near 0."""
-    small = x * (1 / 5040) + 1 / 720
-    small = small * x + 1 / 120
-    small = small * x + 1 / 24
-    small = small * x + 1 / 6
-    small = small * x + 0.5
-    small = small * x + 1.0
-    return tl.where(x > -0.35, small * x, tl.exp(x) - 1.0)
 
 
 @triton.jit
@@ -276,8 +263,8 @@ def contrastive_pair_cross_entropy_backward_kernel(
 def _less_target(value, terms, line, lines, is_target, mask, even, smoothing):
     """The probability of a logit in its line, less the target."""
     largest = tl.load(terms + line, mask=mask, other=0.0)
-    logarithm = (value - largest) - tl.load(terms + lines + line, mask=mask, other=0.0)
-    return tl.where(is_target, _expm1(logarithm) + (smoothing - even), tl.exp(logarithm) - even)
+    log = tl.load(terms + lines + line, mask=mask, other=0.0)
+    return (tl.exp((value - largest) - log) - even) - tl.where(is_target, 1.0 - smoothing, 0.0)
 
 
 @triton.jit
