@@ -1,4 +1,5 @@
-"""Contrastive family: token logits in both directions against plain PyTorch, the peers, and the bare matrix product.
+"""Contrastive family: token logits in both directions against plain PyTorch, the peers, and the bare matrix product;
+the cross-entropy of pairs against PyTorch's, twice, and the bandwidth.
 
 The product of the tokens (``torch.mm`` of the same flops, its result kept in memory) is no bound, but what everybody
 who computes these logits pays at least once. Peers fuse one direction for retrieval and are called twice; they are
@@ -18,7 +19,7 @@ import torch
 from conftest import DEVICE, seconds
 from torch.nn.functional import cross_entropy, normalize
 
-from mlip_kernels import token_logits, use_reference
+from mlip_kernels import pair_cross_entropy, token_logits, use_reference
 
 BATCH, IMAGE_TOKENS = 64, 49
 SIZES = [pytest.param(t, d, id=f"{t} tokens of {d}") for t in (32, 77) for d in (256, 512)]
@@ -151,6 +152,49 @@ def test_padded_captions(benchmark, ratios, allocator, dtype, mode):
         "eager reference": in_mode(reference_masked, mode, images, texts),
     }
     ratios(in_mode(masked, mode, images, texts), functions, rounds=7)
+
+
+def two_cross_entropies(logits):
+    """What open_clip computes."""
+    labels = torch.arange(len(logits), device=DEVICE)
+    return (cross_entropy(logits, labels) + cross_entropy(logits.t(), labels)) / 2
+
+
+def bandwidth_bound(logits, backward):
+    """What cannot be avoided: the logits read once, and for the gradient once more, and as much written."""
+    words = logits.flatten().view(torch.float32)
+    out = torch.empty_like(words)
+
+    def run():
+        words.sum()
+        if backward:
+            out.copy_(words)
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward + backward"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [256, 1024, 4096])
+@pytest.mark.parametrize("allocator", ["tuned"], indirect=True)
+def test_pair_cross_entropy(benchmark, ratios, allocator, batch, dtype, mode):
+    """Logits of a model in training: normalized features, the pairs nearer than the rest."""
+    benchmark.group = f"pair_cross_entropy {batch}x{batch}, {dtype}, {mode}"
+    features = torch.randn(batch, 512, device=DEVICE)
+    others = normalize(features + 2 * torch.randn_like(features), dim=-1)
+    logits = (SCALE * normalize(features, dim=-1) @ others.t()).to(DTYPES[dtype])
+
+    def in_mode(function):
+        if mode == "forward":
+            return lambda: function(logits)
+        leaf = logits.clone().requires_grad_()
+        return lambda: torch.autograd.grad(function(leaf), leaf)
+
+    functions = {"two cross-entropies": two_cross_entropies}
+    functions["compiled"] = torch.compile(two_cross_entropies, dynamic=False)
+    runs = {name: in_mode(function) for name, function in functions.items()}
+    runs["bandwidth bound"] = bandwidth_bound(logits, mode != "forward")
+    ratios(in_mode(pair_cross_entropy), runs, rounds=7)
 
 
 def status(name: str) -> int:

@@ -1,7 +1,9 @@
 // Contrastive family, CPU key: checks, allocation, threads. The kernels themselves do not know torch.
 #include <tuple>
+#include <vector>
 
 #include "bindings/cpu/threads.h"
+#include "cpu/contrastive/pair_cross_entropy.h"
 #include "cpu/contrastive/token_maxima.h"
 #include "cpu/contrastive/token_maxima_backward.h"
 
@@ -142,7 +144,100 @@ Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_
   return grad;
 }
 
+template <typename T>
+cpu::PairCrossEntropy<T> pair_problem(const Tensor& logits, const Tensor& labels, bool both, double label_smoothing) {
+  cpu::PairCrossEntropy<T> problem{};
+  problem.rows = logits.size(0);
+  problem.columns = logits.size(1);
+  problem.both = both;
+  problem.label_smoothing = label_smoothing;
+  problem.logits = data<T>(logits);
+  problem.stride = logits.stride(0);
+  problem.labels = data<int64_t>(labels);
+  return problem;
+}
+
+void check_pairs(const Tensor& logits, const Tensor& labels, bool both) {
+  STD_TORCH_CHECK(logits.dim() == 2, "logits: expected [B, C]");
+  const int64_t rows = logits.size(0), columns = logits.size(1);
+  STD_TORCH_CHECK(!both || rows == columns, "logits: expected [B, B], got ", columns, " columns for ", rows, " rows");
+  check("labels", labels, {rows}, ScalarType::Long);
+  const int64_t* label = data<int64_t>(labels);
+  for (int64_t i = 0; i < rows; ++i) {
+    STD_TORCH_CHECK(0 <= label[i] && label[i] < columns, "labels: expected numbers from 0 to ", columns - 1, ", got ",
+                    label[i]);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> pair_cross_entropy(const Tensor& logits_, const Tensor& labels_, bool both,
+                                                      double label_smoothing) {
+  const Tensor labels = torch::stable::contiguous(labels_);
+  check_pairs(logits_, labels, both);
+  const Tensor logits = with_unit_stride(logits_);
+  const int64_t rows = logits.size(0), columns = logits.size(1);
+  const ScalarType wide = accumulate_in(logits.scalar_type());
+  Tensor loss = torch::stable::new_empty(logits, {}, wide);
+  Tensor row_terms = torch::stable::new_empty(logits, {2, rows}, wide);
+  Tensor column_terms = torch::stable::new_empty(logits, {2, both ? columns : 0}, wide);
+  for_type(logits.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = cpu::Accumulate<T>;
+    cpu::PairCrossEntropy<T> problem = pair_problem<T>(logits, labels, both, label_smoothing);
+    Tensor partial =
+        torch::stable::new_empty(logits, {both ? 2 * problem.blocks() : 0, problem.padded_columns()}, wide);
+    Tensor own = torch::stable::new_empty(logits, {rows}, wide);
+    std::vector<cpu::PairSums> row_sums(size_t(problem.blocks())), column_sums(size_t(problem.column_tasks()));
+    problem.row_terms = mutable_data<A>(row_terms);
+    problem.column_terms = mutable_data<A>(column_terms);
+    problem.partial = mutable_data<A>(partial);
+    problem.own = mutable_data<A>(own);
+    problem.row_sums = row_sums.data();
+    problem.column_sums = column_sums.data();
+    parallel_for(0, problem.blocks(), grain(problem.block_rows() * columns),
+                 [&](int64_t begin, int64_t end) { cpu::pair_cross_entropy_rows(problem, begin, end); });
+    parallel_for(0, problem.column_tasks(), grain(problem.COLUMNS_OF_TASK * problem.blocks()),
+                 [&](int64_t begin, int64_t end) { cpu::pair_cross_entropy_columns(problem, begin, end); });
+    *mutable_data<A>(loss) = A(cpu::pair_cross_entropy_loss(problem));
+  });
+  return {loss, row_terms, column_terms};
+}
+
+Tensor pair_cross_entropy_backward(const Tensor& grad, const Tensor& logits_, const Tensor& labels_,
+                                   const Tensor& row_terms_, const Tensor& column_terms_, bool both,
+                                   double label_smoothing) {
+  const Tensor labels = torch::stable::contiguous(labels_);
+  check_pairs(logits_, labels, both);
+  const Tensor logits = with_unit_stride(logits_);
+  const int64_t rows = logits.size(0), columns = logits.size(1);
+  const ScalarType wide = accumulate_in(logits.scalar_type());
+  check("grad", grad, {}, wide);
+  check("row_terms", row_terms_, {2, rows}, wide);
+  check("column_terms", column_terms_, {2, both ? columns : 0}, wide);
+  const Tensor row_terms = torch::stable::contiguous(row_terms_);
+  const Tensor column_terms = torch::stable::contiguous(column_terms_);
+  Tensor grad_logits = torch::stable::new_empty(logits, {rows, columns});
+  for_type(logits.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = cpu::Accumulate<T>;
+    Tensor column_factor = torch::stable::new_empty(logits, {both ? columns : 0}, wide);
+    cpu::PairCrossEntropy<T> problem = pair_problem<T>(logits, labels, both, label_smoothing);
+    problem.row_terms = mutable_data<A>(row_terms);
+    problem.column_terms = mutable_data<A>(column_terms);
+    problem.grad = *data<A>(grad) / (both ? 2 : 1);
+    problem.column_factor = mutable_data<A>(column_factor);
+    problem.grad_logits = mutable_data<T>(grad_logits);
+    problem.columns_fit = cpu::pair_cross_entropy_column_factors(problem);
+    parallel_for(0, rows, grain(columns),
+                 [&](int64_t begin, int64_t end) { cpu::pair_cross_entropy_backward(problem, begin, end); });
+    parallel_for(0, rows, grain(64),
+                 [&](int64_t begin, int64_t end) { cpu::pair_cross_entropy_backward_targets(problem, begin, end); });
+  });
+  return grad_logits;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(mlip_kernels, CPU, m) {
+  m.impl("contrastive_pair_cross_entropy", TORCH_BOX(&pair_cross_entropy));
+  m.impl("contrastive_pair_cross_entropy_backward", TORCH_BOX(&pair_cross_entropy_backward));
   m.impl("contrastive_token_maxima", TORCH_BOX(&token_maxima));
   m.impl("contrastive_token_maxima_backward", TORCH_BOX(&token_maxima_backward));
 }

@@ -4,6 +4,7 @@
 #include "bindings/cuda/device.h"
 #include "bindings/cuda/launch.h"
 #include "bindings/cuda/types.h"
+#include "cuda/contrastive/pair_cross_entropy.h"
 #include "cuda/contrastive/token_maxima.h"
 #include "cuda/contrastive/token_maxima_backward.h"
 
@@ -151,7 +152,93 @@ Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_
   return grad;
 }
 
+cuda::contrastive::PairCrossEntropy pair_problem(const Tensor& logits, const Tensor& labels, bool both,
+                                                 double label_smoothing) {
+  cuda::contrastive::PairCrossEntropy problem{};
+  problem.type = cuda_type(logits.scalar_type());
+  problem.rows = logits.size(0);
+  problem.columns = logits.size(1);
+  problem.both = both;
+  problem.label_smoothing = label_smoothing;
+  problem.logits = logits.const_data_ptr();
+  problem.stride = logits.stride(0);
+  problem.labels = data<int64_t>(labels);
+  const int64_t tiles = cuda::contrastive::pair_cross_entropy_row_tiles(problem) *
+                        cuda::contrastive::pair_cross_entropy_column_tiles(problem);
+  STD_TORCH_CHECK(tiles <= LARGEST_GRID, "logits: ", problem.rows, " x ", problem.columns,
+                  " are more than one launch takes");
+  return problem;
+}
+
+void check_pairs(const Tensor& logits, const Tensor& labels, bool both) {
+  STD_TORCH_CHECK(logits.dim() == 2, "logits: expected [B, C]");
+  const int64_t rows = logits.size(0), columns = logits.size(1);
+  STD_TORCH_CHECK(!both || rows == columns, "logits: expected [B, B], got ", columns, " columns for ", rows, " rows");
+  STD_TORCH_CHECK(rows == 0 || columns >= 1, "logits: expected at least one column");
+  check("labels", labels, {rows}, ScalarType::Long);
+}
+
+std::tuple<Tensor, Tensor, Tensor> pair_cross_entropy(const Tensor& logits_, const Tensor& labels_, bool both,
+                                                      double label_smoothing) {
+  check_pairs(logits_, labels_, both);
+  const OnDevice device(logits_);
+  const Tensor logits = with_unit_stride(logits_), labels = torch::stable::contiguous(labels_);
+  const int64_t rows = logits.size(0), columns = both ? logits.size(1) : 0;
+  const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type = ScalarType::Float) {
+    return torch::stable::new_empty(logits, shape, type);
+  };
+  Tensor loss = result({}), row_terms = result({2, rows}), column_terms = result({2, columns});
+  if (rows == 0) {
+    torch::stable::zero_(loss);
+    return {loss, row_terms, column_terms};
+  }
+  cuda::contrastive::PairCrossEntropy problem = pair_problem(logits, labels, both, label_smoothing);
+  Tensor row_partial = result({3, cuda::contrastive::pair_cross_entropy_column_tiles(problem), rows});
+  Tensor column_partial = result({2, cuda::contrastive::pair_cross_entropy_row_tiles(problem), columns});
+  Tensor row_sums = result({4, cuda::contrastive::pair_cross_entropy_line_blocks(rows)}, ScalarType::Double);
+  Tensor column_sums = result({4, cuda::contrastive::pair_cross_entropy_line_blocks(columns)}, ScalarType::Double);
+  problem.vector = rows_are_vectors(logits);
+  problem.row_terms = mutable_data<float>(row_terms);
+  problem.column_terms = mutable_data<float>(column_terms);
+  problem.row_partial = mutable_data<float>(row_partial);
+  problem.column_partial = mutable_data<float>(column_partial);
+  problem.row_sums = mutable_data<double>(row_sums);
+  problem.column_sums = mutable_data<double>(column_sums);
+  problem.loss = mutable_data<float>(loss);
+  cuda::contrastive::pair_cross_entropy(problem, device.stream());
+  check_launch("contrastive_pair_cross_entropy");
+  return {loss, row_terms, column_terms};
+}
+
+Tensor pair_cross_entropy_backward(const Tensor& grad, const Tensor& logits_, const Tensor& labels_,
+                                   const Tensor& row_terms_, const Tensor& column_terms_, bool both,
+                                   double label_smoothing) {
+  check_pairs(logits_, labels_, both);
+  const int64_t rows = logits_.size(0), columns = logits_.size(1);
+  check("grad", grad, {}, ScalarType::Float);
+  check("row_terms", row_terms_, {2, rows}, ScalarType::Float);
+  check("column_terms", column_terms_, {2, both ? columns : 0}, ScalarType::Float);
+  const OnDevice device(logits_);
+  const Tensor logits = with_unit_stride(logits_), labels = torch::stable::contiguous(labels_);
+  const Tensor row_terms = torch::stable::contiguous(row_terms_);
+  const Tensor column_terms = torch::stable::contiguous(column_terms_);
+  Tensor grad_logits = torch::stable::new_empty(logits, {rows, columns});
+  if (rows == 0) return grad_logits;
+  cuda::contrastive::PairCrossEntropy problem = pair_problem(logits, labels, both, label_smoothing);
+  problem.vector =
+      rows_are_vectors(logits) && rows_are_vectors(grad_logits) && (!both || rows_are_vectors(column_terms));
+  problem.row_terms = mutable_data<float>(row_terms);
+  problem.column_terms = mutable_data<float>(column_terms);
+  problem.grad = data<float>(grad);
+  problem.grad_logits = grad_logits.mutable_data_ptr();
+  cuda::contrastive::pair_cross_entropy_backward(problem, device.stream());
+  check_launch("contrastive_pair_cross_entropy_backward");
+  return grad_logits;
+}
+
 MLIP_CUDA_KERNELS(m) {
+  m.impl("contrastive_pair_cross_entropy", TORCH_BOX(&pair_cross_entropy));
+  m.impl("contrastive_pair_cross_entropy_backward", TORCH_BOX(&pair_cross_entropy_backward));
   m.impl("contrastive_token_maxima", TORCH_BOX(&token_maxima));
   m.impl("contrastive_token_maxima_backward", TORCH_BOX(&token_maxima_backward));
 }

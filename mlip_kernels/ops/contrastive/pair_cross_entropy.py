@@ -34,8 +34,8 @@ def pair_cross_entropy(
     Args:
         logits: ``[B, C]``; float32, bfloat16, float16 or float64. ``B = C`` for both directions.
         labels: ``[B]``, int64: the column that belongs to each row and, for both directions, also the row that belongs
-            to each column. None means that pair i lies on the diagonal. Values are not checked, which would cost a
-            synchronisation.
+            to each column. None means that pair i lies on the diagonal. On CPUs, a label that names no column raises
+            RuntimeError; on GPUs, where looking would cost a synchronisation, it makes the loss NaN.
         directions: ``"both"``, or ``"rows"`` where the other direction has a matrix of its own.
         label_smoothing: in [0, 1]; that share of each target is spread evenly over all classes.
         reduction: ``"mean"`` over B, NaN if B is 0, or ``"sum"``.
@@ -48,9 +48,10 @@ def pair_cross_entropy(
     label, or with smoothing. A row or column with +inf, NaN or nothing but -inf gives NaN.
 
     Saved for backward: the logits, the labels, and two float32 numbers a row and two a column: ``16·B`` bytes for both
-    directions (twice that for float64). Besides the gradient and such vectors, no more than 16 MiB are allocated at a
-    time (32 for float64), whatever B is. The second derivative raises RuntimeError (`mlip_kernels.use_reference`
-    computes it). Bitwise the same for any number of threads.
+    directions (twice that for float64). Besides the gradient and such vectors, the forward pass allocates 8 bytes for
+    every 64 logits (CPU; B < 2048: for every 16 at least, ``B²/2`` bytes in all), on GPUs for every 40 or so, while it
+    runs. The second derivative raises RuntimeError (`mlip_kernels.use_reference` computes it). Bitwise the same for any
+    number of threads.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -108,14 +109,14 @@ _forward = define(
     " -> (Tensor loss, Tensor row_terms, Tensor column_terms)",
     reference=pair_cross_entropy_and_terms,
     fake=_fake_forward,
-    kernels=False,
+    triton="mlip_kernels.triton.contrastive.pair_cross_entropy:pair_cross_entropy",
 )
 _backward = define(
     "contrastive_pair_cross_entropy_backward(Tensor grad, Tensor logits, Tensor labels, Tensor row_terms,"
     " Tensor column_terms, bool both, float label_smoothing) -> Tensor grad_logits",
     reference=pair_cross_entropy_backward,
     fake=_fake_backward,
-    kernels=False,
+    triton="mlip_kernels.triton.contrastive.pair_cross_entropy:pair_cross_entropy_backward",
 )
 
 

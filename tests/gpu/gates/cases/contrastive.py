@@ -1,5 +1,7 @@
 """What the kernels of the contrastive family promise."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -84,6 +86,87 @@ def vectors(p: Problem) -> bool:
     return p.D % 8 == 0
 
 
+PAIR_PROBLEMS = {
+    "aligned": {"B": 256, "C": 256, "both": 1, "smooth": 0},
+    "odd": {"B": 77, "C": 77, "both": 1, "smooth": 1},
+    "rows": {"B": 100, "C": 384, "both": 0, "smooth": 0},
+}
+PAIR_FULL_SIZE = {"B": 32768, "C": 32768, "both": 1, "smooth": 0}
+TILE_ROWS = 64
+
+
+def pairs_of_logits(p: Problem) -> tuple[Tensor, Tensor]:
+    return p.normal(p.B, p.C), torch.arange(p.B)
+
+
+def pair_forward(p: Problem) -> tuple[Tensor, ...]:
+    return OPERATORS_OF.contrastive_pair_cross_entropy(*pairs_of_logits(p), bool(p.both), 0.1 * p.smooth)
+
+
+def pair_backward(p: Problem) -> Tensor:
+    terms = p.positive(2, p.B), p.positive(2, p.C * p.both)
+    return OPERATORS_OF.contrastive_pair_cross_entropy_backward(
+        torch.ones(()), *pairs_of_logits(p), *terms, bool(p.both), 0.1 * p.smooth
+    )
+
+
+def matrix(p: Problem) -> int:
+    return p.element * p.B * p.C
+
+
+def terms_and_labels(p: Problem) -> int:
+    """And the loss, or its gradient."""
+    return 2 * FLOAT * (p.B + p.C * p.both) + 8 * p.B + FLOAT
+
+
+def triton_columns(p: Problem) -> int:
+    """Of a tile; so are the next ones."""
+    return 128
+
+
+def cuda_columns(p: Problem) -> int:
+    return 512 // p.element
+
+
+def pair_partials(p: Problem, columns: int) -> int:
+    """A largest logit and a sum for each line and tile, and with smoothing the distances of rows."""
+    of_rows = (2 + p.smooth) * p.B * -(-p.C // columns)
+    return FLOAT * (of_rows + 2 * p.both * p.C * -(-p.B // TILE_ROWS))
+
+
+def line_sums(p: Problem, lines: int) -> int:
+    """Four numbers in double for so many lines."""
+    return 32 * (-(-p.B // lines) + p.both * -(-p.C // lines))
+
+
+def pair_vectors(p: Problem) -> bool:
+    return p.C % 8 == 0
+
+
+def pair_forward_kernels(backend: str, columns: Callable[[Problem], int], lines: int) -> tuple[Kernel, ...]:
+    name = "contrastive_pair_cross_entropy"
+    return (
+        Kernel(
+            f"{name}_tiles_forward_kernel",
+            bytes=lambda p: matrix(p) + pair_partials(p, columns(p)),
+            wide_loads=pair_vectors,
+            backends=(backend,),
+        ),
+        Kernel(
+            f"{name}_finish_forward_kernel",
+            bytes=lambda p: (
+                pair_partials(p, columns(p)) + p.element * p.B + terms_and_labels(p) - FLOAT + line_sums(p, lines)
+            ),
+            backends=(backend,),
+        ),
+        Kernel(
+            f"{name}_loss_forward_kernel",
+            bytes=lambda p: line_sums(p, lines) // (1 if p.smooth else 4) + FLOAT,
+            backends=(backend,),
+        ),
+    )
+
+
 OPERATORS = (
     Operator(
         "contrastive_token_maxima",
@@ -136,5 +219,35 @@ OPERATORS = (
         ),
         problems=PROBLEMS,
         full_size=FULL_SIZE,
+    ),
+    Operator(
+        "contrastive_pair_cross_entropy",
+        call=pair_forward,
+        bytes=lambda p: matrix(p) + terms_and_labels(p),
+        kernels=(
+            *pair_forward_kernels("triton", triton_columns, 128),
+            *pair_forward_kernels("cuda", cuda_columns, 256),
+        ),
+        problems=PAIR_PROBLEMS,
+        full_size=PAIR_FULL_SIZE,
+    ),
+    Operator(
+        "contrastive_pair_cross_entropy_backward",
+        call=pair_backward,
+        bytes=lambda p: 2 * matrix(p) + terms_and_labels(p),
+        kernels=(
+            Kernel(
+                "contrastive_pair_cross_entropy_backward_kernel",
+                bytes=lambda p: 2 * matrix(p) + terms_and_labels(p) - 8 * p.B,
+                wide_loads=pair_vectors,
+                wide_stores=pair_vectors,
+            ),
+            Kernel(
+                "contrastive_pair_cross_entropy_targets_backward_kernel",
+                bytes=lambda p: 2 * p.element * p.B + terms_and_labels(p),
+            ),
+        ),
+        problems=PAIR_PROBLEMS,
+        full_size=PAIR_FULL_SIZE,
     ),
 )
