@@ -18,10 +18,11 @@ static void read_map(const TokenMap& map, int64_t b, int64_t c, int64_t count, i
   }
 }
 
-// The terms of one b with the others first <= c < last.
+// The terms of one b with the others first <= c < last, in one list per destination: one for every c, that of its best,
+// then those of the tokens that it is best for. Two tokens that are each other's best make one term, of the first kind.
 //
 // Which tokens these are is as good as random, so nothing branches on it: what is no term is listed, too, and the next
-// one takes its place. That is why the list of every destination has room for one more.
+// one takes its place. That is why every list has room for one more.
 template <bool MASKED, typename T, typename A = Accumulate<T>>
 static void list_terms(const TokenMaximaBackward<T>& p, const BackwardCut<T>& cut, int64_t b, int64_t first,
                        int64_t last, Term<A>* terms, TermRange* ranges) {
@@ -52,9 +53,8 @@ static void list_terms(const TokenMaximaBackward<T>& p, const BackwardCut<T>& cu
   }
 
   const int32_t none = int32_t(cut.others * m);  // a row of zeros
-  A *coefficient = cut.coefficients, *back = coefficient + n,
-    *mutual = back + m;  // the last of `mutual` is for what is none
-  for (int32_t i = 0; i <= n; ++i) mutual[i] = 0;
+  A* back = cut.back;
+  back[m] = 0;
   for (int64_t c = first; c < last; ++c) {
     int32_t *best_other = cut.places + (c - first) * (n + m), *best = best_other + n;
     const A own = p.grad_mean[b * p.other_batch + c], other = p.grad_other_mean[c * p.batch + b];
@@ -64,17 +64,13 @@ static void list_terms(const TokenMaximaBackward<T>& p, const BackwardCut<T>& cu
     for (int32_t k = 0; k < m; ++k) {
       const int32_t i = best[k], apart = best_other[i] != k;
       terms[next[i]] = {back[k], row + k};
-      mutual[i + (n - i) * apart] = back[k];
       next[i] += apart & real(p.other_mask, c, m, k) & real(p.mask, b, n, i);
-    }
-    for (int32_t i = 0; i < n; ++i) {
-      coefficient[i] = own * share[i] + mutual[i];
-      mutual[i] = 0;
     }
     Term<A>* to = terms + (c - first);
     for (int32_t i = 0; i < n; ++i) {
-      const bool is_term = real(p.other_mask, c, m, best_other[i]);
-      to[ranges[i].begin] = is_term ? Term<A>{coefficient[i], row + best_other[i]} : Term<A>{0, none};
+      const int32_t k = best_other[i], mutual = best[k] == i;
+      const A coefficient = own * share[i] + back[m + (k - m) * mutual];
+      to[ranges[i].begin] = real(p.other_mask, c, m, k) ? Term<A>{coefficient, row + k} : Term<A>{0, none};
     }
   }
 }
@@ -187,9 +183,12 @@ static inline void add_block(const Destination<T>& to, const T* tokens, int64_t 
 template <typename T>
 static void gather_slice(const T* tokens, int64_t channels, int64_t rows, int64_t first, int64_t last, int64_t padded,
                          T* slice) {
+  constexpr int64_t AHEAD = 16, LINE = 64 / sizeof(T);  // of what lies `channels` apart, processors fetch little ahead
   const int64_t width = last - first;
   for (int64_t row = 0; row < rows; ++row) {
     T* to = slice + row * TokenMaximaBackward<T>::SLICE;
+    const T* ahead = tokens + (row + AHEAD < rows ? row + AHEAD : rows - 1) * channels + first;
+    for (int64_t d = 0; d < width; d += LINE) __builtin_prefetch(ahead + d);
     std::memcpy(static_cast<void*>(to), tokens + row * channels + first, size_t(width) * sizeof(T));
     if (width < padded) std::memset(static_cast<void*>(to + width), 0, size_t(padded - width) * sizeof(T));
   }
