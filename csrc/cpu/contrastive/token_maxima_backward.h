@@ -6,10 +6,11 @@
 // without terms in which either token is masked: a winner that is masked means that there was none. For the images the
 // other side are the texts; for the texts the two change places, and the maps are read with their strides.
 //
-// It is sparse: 2 B C (N + M) D flops instead of the 2 B C N M D of a product with dense coefficients, which are never
-// formed. What bounds it is one vector read, from the second-level cache, for every vector multiplied and added. So the
-// terms of an image with a few texts, whose tokens fit that cache, are listed by destination; then each destination
-// reads the tokens of its list, a slice of channels at a time, with its sums in registers.
+// It is sparse: at most 2 B C (N + M) D flops instead of the 2 B C N M D of a product with dense coefficients, which
+// are never formed; two tokens that are each other's best take one term for both. What bounds it is reading one token,
+// from the second-level cache, for every term. So the terms of an image with a few texts, whose tokens fit that cache,
+// are listed by destination; then each destination reads the tokens of its list, a slice of channels at a time, with
+// its sums in registers.
 //
 // Each row is written by one thread, which adds the terms of each few texts, then their sums, in an order that follows
 // from the shapes alone: the bits do not depend on the number of threads.
