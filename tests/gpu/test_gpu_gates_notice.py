@@ -149,6 +149,21 @@ def test_scattered_accesses_are_noticed(kernels):
     assert not judge.movement(together, together.fields())
     complaints = judge.movement(scattered, together.fields())
     only(complaints, "moved / compulsory bytes grew from 1.000 to 8.000")
+    assert scattered.distinct == together.distinct == together.compulsory  # other lanes take what one leaves
+
+
+def test_memory_that_is_touched_without_need_is_noticed(kernels):
+    x = torch.ones(4096)
+    sound, wasteful = (
+        Sample(kernels.copy_kernel, (8,), x, x.clone(), 4096, stride=1, block=512, compulsory=compulsory).traffic
+        for compulsory in (2 * 4 * 4096, 4 * 4096)
+    )
+    assert not judge.necessities(sound)
+    only(judge.necessities(wasteful), "touches 32768 bytes, 2.00 times the 16384 that are compulsory")
+    only(judge.movement(sound, sound.fields() | {"distinct": 16384}), "distinct bytes grew from 16384 to 32768")
+    few = replace(sound, compulsory=4, distinct=64, buffers=2)
+    assert not judge.necessities(few)
+    only(judge.necessities(replace(few, buffers=1)), "64 bytes")
 
 
 def test_a_formula_that_calls_too_much_compulsory_is_noticed(kernels):

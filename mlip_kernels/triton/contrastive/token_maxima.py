@@ -132,8 +132,6 @@ def contrastive_token_maxima_kernel(
     text_mean = tl.zeros((TEXTS,), tl.float32)
     none = tl.zeros((ROWS, TEXTS * WIDTH), tl.float32)
     for first_row in range(0, row_limit, ROWS):
-        if SEVERAL:
-            tl.debug_barrier()  # what other threads carried is there
         n = first_row + tl.arange(0, ROWS)
         row = n < N
         if image_mask is not None:
@@ -181,6 +179,8 @@ def contrastive_token_maxima_kernel(
             if KEEP_BEST:
                 first = _first_of(similarity, found[None, :], n[:, None], 0)
             if SEVERAL:
+                # Carried by other threads, and there: since they stored it, all have met at the barriers between which
+                # the products above passed through shared memory. The emulator reports a race if ever they do not.
                 before = tl.load(image_maxima + to_text + to, mask=there & (first_row > 0), other=float("-inf"))
                 better = _beats(found, before) | (first_row == 0)
                 found = tl.where(better, found, before)

@@ -57,6 +57,7 @@ def test_copy_arrives_with_the_wait(cache: str, size, wait: str, schedule: str):
     np.testing.assert_array_equal(target[:, : size // 4], source[:, : size // 4])
     assert not target[:, size // 4 :].any()
     assert launch.statistics.async_copy_bytes == size * THREADS
+    assert THREADS * 16 / 32 <= launch.statistics.global_load_distinct_sectors <= THREADS * 16 / 32 + 1
 
 
 @pytest.mark.parametrize("filled", [0, 4, 8, 16])

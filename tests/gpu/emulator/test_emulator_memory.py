@@ -337,3 +337,50 @@ def test_cache_policy_does_not_change_the_value():
     target = np.array([9, 0], np.int32)
     launch(module(entry("kernel", ["u64 target"], body)), [target], block=1)
     assert target.tolist() == [9, 9]
+
+
+def sectors(size: int, *, behind: int = 0) -> np.ndarray:
+    """Zeros that begin ``behind`` bytes behind the beginning of a sector of 32 bytes."""
+    room = np.zeros(size + 32 + behind, np.uint8)
+    return room[-room.ctypes.data % 32 + behind :][:size]
+
+
+DISTINCT = module(
+    entry(
+        "kernel",
+        ["u64 source", "u64 target", "u64 stride"],
+        """
+        ld.param.u64 %x0, [source]; ld.param.u64 %x1, [target]; ld.param.u64 %x2, [stride];
+        mov.u32 %r0, %tid.x; cvt.u64.u32 %x3, %r0; mul.lo.u64 %x3, %x3, %x2;
+        add.u64 %x0, %x0, %x3; add.u64 %x1, %x1, %x3;
+        ld.global.v2.b32 {%r1, %r2}, [%x0];
+        ld.global.v2.b32 {%r1, %r2}, [%x0];
+        st.global.v2.b32 [%x1], {%r1, %r2};
+        """,
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("stride", "behind", "expected"),
+    [(8, 0, THREADS // 4), (8, 8, THREADS // 4 + 1), (64, 0, THREADS), (0, 24, 1)],
+    ids=["together", "from the middle of a sector", "apart", "all the same"],
+)
+def test_distinct_sectors_are_counted_once_in_a_launch(stride: int, behind: int, expected: int):
+    source, target = (sectors(max(stride, 8) * THREADS, behind=behind) for _ in range(2))
+    for written in (target, source):
+        seen = launch(DISTINCT, [source, written, stride], grid=3).statistics
+        assert seen.global_load_distinct_sectors == seen.global_store_distinct_sectors == expected
+        assert seen.global_load_buffers == seen.global_store_buffers == 1
+        assert seen.global_load_sectors >= 2 * 3 * expected
+        assert seen.global_store_sectors >= 3 * expected
+
+
+def test_distinct_sectors_of_several_buffers_add_up():
+    """One access may go to several buffers: lanes lie 4096 bytes apart, and so do what they may touch."""
+    room = sectors(4096 * THREADS)
+    target = sectors(4096 * THREADS)
+    pieces = [Buffer(whole.ctypes.data + 4096 * i, 8, f"{i}") for whole in (room, target) for i in range(THREADS)]
+    seen = launch(DISTINCT, [room, target, 4096], buffers=pieces).statistics
+    assert seen.global_load_distinct_sectors == seen.global_store_distinct_sectors == THREADS
+    assert seen.global_load_buffers == seen.global_store_buffers == THREADS

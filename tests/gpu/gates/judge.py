@@ -2,7 +2,7 @@
 complaints, one line each; none means that all is well.
 
 Promises hold with any compiler: nothing spills, tensor cores, atomics and 16-byte accesses are used
-where the kernel says so.
+where the kernel says so, and no kernel touches much more memory than it must.
 
 What the table has is worth comparing with where the compilers are those that it was made with. Registers and shared
 memory may grow as long as as many blocks fit on a multiprocessor as before, which is what they cost. Traffic, bank
@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gates.promises import Kernel, Operator, Problem
-from gates.records import WHOLE_OPERATOR, Compiled, Key, Traffic
+from gates.records import SECTOR, WHOLE_OPERATOR, Compiled, Key, Traffic
 
 ALLOWED = 1.01
+DISTINCT = 1.3  # bytes of the sectors that a kernel touches, over its compulsory bytes
 REGENERATE = "If this is meant, record it with `make gpu-table` and say why in the commit."
 
 
@@ -97,6 +98,8 @@ def movement(row: Traffic, recorded: Mapping[str, Any]) -> list[str]:
             f"{row.key}: moved / compulsory bytes grew from {recorded['ratio']:.3f} to {row.ratio:.3f}"
             f" ({recorded['moved']} / {recorded['compulsory']} to {row.moved} / {row.compulsory})"
         )
+    if row.distinct > ALLOWED * recorded["distinct"]:
+        found.append(f"{row.key}: distinct bytes grew from {recorded['distinct']} to {row.distinct}")
     if row.kernel == WHOLE_OPERATOR:
         return found
     if ALLOWED * row.wide_share < recorded["wide_share"]:
@@ -118,12 +121,24 @@ def movement(row: Traffic, recorded: Mapping[str, Any]) -> list[str]:
 
 
 def necessities(row: Traffic) -> list[str]:
-    """Whether a kernel moves and computes at least what its formulas call necessary; else the formulas are wrong."""
+    """Whether a kernel touches and computes what its formulas call necessary: if less, then the formulas are wrong; if
+    much more memory, then the kernel is. What kernels hand to each other is in no formula of a whole operator."""
     found = []
-    if row.moved < row.compulsory:
-        found.append(f"{row.key}: moves {row.moved} bytes, but its formula calls {row.compulsory} compulsory")
+    if row.distinct < row.compulsory:
+        found.append(f"{row.key}: touches {row.distinct} bytes, but its formula calls {row.compulsory} compulsory")
+    if row.kernel != WHOLE_OPERATOR and row.distinct > distinct_limit(row):
+        found.append(
+            f"{row.key}: touches {row.distinct} bytes, {row.distinct_ratio:.2f} times the {row.compulsory} that are"
+            f" compulsory; {distinct_limit(row)} are allowed"
+        )
     if row.macs_executed < row.macs:
         found.append(
             f"{row.key}: executes {row.macs_executed} multiply-adds on tensor cores, but {row.macs} are needed"
         )
     return found
+
+
+def distinct_limit(row: Traffic) -> int:
+    """`DISTINCT` times what is compulsory, and for each buffer a sector of which it fills only a part: that is all that
+    a few numbers take."""
+    return int(DISTINCT * row.compulsory) + SECTOR * row.buffers

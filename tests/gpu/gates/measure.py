@@ -20,7 +20,7 @@ import mlip_kernels
 from gates import cubin, names
 from gates.cases import OPERATORS
 from gates.promises import Operator, Problem
-from gates.records import WHOLE_OPERATOR, Compiled, Key, Traffic
+from gates.records import SECTOR, WHOLE_OPERATOR, Compiled, Key, Traffic
 
 LIBRARY = Path(mlip_kernels.__file__).with_name("_cuda.so")
 BUILD = runpy.run_path(str(Path(__file__).parents[3] / "_build" / "compilers.py"))
@@ -31,7 +31,6 @@ ARCHITECTURES = {
 """What kernels are compiled for: every generation with Triton, and what the build makes by default."""
 EXECUTED = (80, 90)
 """Architectures whose PTX the emulator executes."""
-SECTOR = 32
 
 
 class Run(NamedTuple):
@@ -205,6 +204,8 @@ def _traffic(
         dtype=run.problem.dtype,
         compulsory=compulsory,
         moved=SECTOR * (total("global_load_sectors") + total("global_store_sectors")),
+        distinct=SECTOR * (total("global_load_distinct_sectors") + total("global_store_distinct_sectors")),
+        buffers=total("global_load_buffers") + total("global_store_buffers"),
         wide_share=round(wide / max(1, sum(width * count for width, count in asked)), 4),
         load_waves=per_request("shared_load"),
         store_waves=per_request("shared_store"),

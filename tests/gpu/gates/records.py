@@ -9,6 +9,7 @@ from gates import occupancy
 
 WHOLE_OPERATOR = "*"
 """Stands in place of a kernel's name where the kernels of an operator are taken together."""
+SECTOR = 32  # bytes: the unit in which global memory moves
 
 
 class Key(NamedTuple):
@@ -87,7 +88,9 @@ class Traffic(Row):
     """A kernel as executed by the emulator, or all kernels of an operator together."""
 
     compulsory: int  # bytes
-    moved: int  # bytes: sectors of 32 bytes that its accesses to global memory touched
+    moved: int  # bytes: sectors that its accesses to global memory touched, as often as they did
+    distinct: int  # bytes: those sectors once in a launch for reading and once for writing
+    buffers: int  # of which it read any, and of which it wrote any, in each launch
     wide_share: float  # of the bytes that its warps ask for, those asked for 16 at a time
     load_waves: float  # passes over shared memory per request; more than the width asks for are bank conflicts
     store_waves: float
@@ -98,5 +101,9 @@ class Traffic(Row):
     def ratio(self) -> float:
         return self.moved / self.compulsory
 
+    @property
+    def distinct_ratio(self) -> float:
+        return self.distinct / self.compulsory
+
     def fields(self) -> dict[str, Any]:
-        return asdict(self) | {"ratio": round(self.ratio, 4)}
+        return asdict(self) | {"ratio": round(self.ratio, 4), "distinct_ratio": round(self.distinct_ratio, 4)}

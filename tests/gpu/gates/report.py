@@ -28,15 +28,19 @@ Every range spans the dtypes and instances (aligned and odd sizes).
   that can be resident at once; **spills**: instructions that keep values in memory because registers ran out.
 * **tensor core**: whether multiply-adds run there; **16-byte**: what is moved 16 bytes at a time where sizes allow it.
 * **moved / compulsory**: the 32-byte sectors of global memory that the accesses touch, over the bytes that cannot be
-  avoided: each input read once, each result written once. What caches would catch counts as moved. The first table of
-  an operator shows the first problem that needs the kernel, the second table shows all.
+  avoided: each input read once, each result written once. What caches would catch counts as moved: this is what is
+  asked of the caches, and products of tiles ask again and again. The first table of an operator shows the first problem
+  that needs the kernel, the second table shows all.
+* **distinct / compulsory**: each sector counts once in a launch for reading and once for writing, as where the L2 cache
+  keeps what it has seen. No launch can move less between L2 and DRAM unless an earlier one left it in the cache; one
+  whose sectors do not fit into L2 (40 MB on A100, 50 MB on H100) moves more, at most what is *moved*.
 * **useful / executed**: multiply-adds that the result needs, over those that the tensor cores execute.
 * **lower bound, not a time**: compulsory bytes at 3.35 TB/s, or needed multiply-adds at the full rate, whichever takes
   longer (NVIDIA's data sheet of the H100 SXM), at full size. How much slower a kernel is, only a GPU can tell.
 """
 COLUMNS = (
     "kernel", "backend", "arch", "registers", "spills", "shared", "occupancy", "tensor core", "16-byte",
-    "moved / compulsory", "useful / executed", "H100: *lower bound, not a time*",
+    "moved / compulsory", "distinct / compulsory", "useful / executed", "H100: *lower bound, not a time*",
 )  # fmt: skip
 NONE = "–"
 
@@ -82,6 +86,7 @@ def _resources(
         "yes" if any(row["tensor_cores"] for row in rows) else "no",
         _wide(operator, kernel),
         _span((row["ratio"] for row in moved), "{:.2f}"),
+        _span((row["distinct_ratio"] for row in moved), "{:.2f}"),
         _span((100 * row["macs"] / row["macs_executed"] for row in moved if row["macs_executed"]), "{:.0f}", " %"),
         _bounds(operator, kernel) if arch == 90 else NONE,
     )

@@ -132,7 +132,9 @@ class Statistics:
     """What a launch did. A sector is 32 bytes; a wave is one pass over the banks of shared memory.
 
     ``ideal`` sectors are what the bytes of each request would fill if they lay together; ``global_load`` includes
-    asynchronous copies.
+    asynchronous copies. ``distinct`` sectors are counted once in a launch, however often they are asked for, apart for
+    loads and stores: what has to cross DRAM where the L2 cache keeps the rest. ``buffers`` are those of which any
+    sector was touched. Atomics count in neither.
     """
 
     warp_instructions: int = 0
@@ -148,6 +150,10 @@ class Statistics:
     global_store_sectors: int = 0
     global_store_ideal_sectors: int = 0
     global_store_bytes: int = 0
+    global_load_distinct_sectors: int = 0
+    global_load_buffers: int = 0
+    global_store_distinct_sectors: int = 0
+    global_store_buffers: int = 0
     async_copy_bytes: int = 0
     shared_load_requests: int = 0
     shared_load_waves: int = 0

@@ -70,6 +70,19 @@ def bytes_of(p: Problem) -> int:
     return tokens(p) + beside_tokens(p)
 
 
+def padding(p: Problem) -> int:
+    """Bytes behind each token in the copies that Triton's kernels read where rows are no multiple of 16 channels."""
+    return p.element * (-p.D % 16)
+
+
+def bytes_of_padded(p: Problem) -> int:
+    return bytes_of(p) + padding(p) * (p.B * p.N + p.C * p.M)
+
+
+def bytes_of_padded_others(p: Problem) -> int:
+    return bytes_of(p) + padding(p) * p.C * p.M
+
+
 def pairs(p: Problem) -> int:
     return p.B * p.C * p.N * p.M * p.D
 
@@ -175,7 +188,7 @@ OPERATORS = (
         kernels=(
             Kernel(
                 "contrastive_token_maxima_kernel",
-                bytes=bytes_of,
+                bytes=bytes_of_padded,
                 macs=pairs,
                 tensor_cores=tensor_cores,
                 atomics=reserves_tensor_memory,
@@ -201,7 +214,7 @@ OPERATORS = (
         kernels=(
             Kernel(
                 "contrastive_token_maxima_backward_kernel",
-                bytes=bytes_of,
+                bytes=bytes_of_padded_others,
                 macs=terms,
                 tensor_cores=tensor_cores,
                 atomics=reserves_tensor_memory,

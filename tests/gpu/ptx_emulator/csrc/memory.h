@@ -13,6 +13,7 @@ struct Buffer {
   std::string name;
   bool writable = true;
   GlobalShadow shadow;
+  std::vector<uint64_t> sectors_read = {}, sectors_written = {};  // a bit for each 32 bytes; empty until one is touched
 
   bool holds(uint64_t begin, int bytes) const { return begin >= address && begin + uint64_t(bytes) <= address + size; }
 };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "memory.h"
+
 namespace ptx {
 namespace {
 
@@ -59,7 +61,7 @@ uint64_t count_waves(const uint64_t* address, Mask mask, int bytes) {
 
 }  // namespace
 
-void Statistics::count_global(const uint64_t* address, Mask mask, int bytes, bool store) {
+void Statistics::count_global(GlobalMemory& memory, const uint64_t* address, Mask mask, int bytes, bool store) {
   if (!mask) return;
   const uint64_t total = uint64_t(__builtin_popcount(mask)) * uint64_t(bytes);
   const uint64_t sectors = count_sectors(address, mask, bytes), ideal = (total + SECTOR - 1) / SECTOR;
@@ -67,6 +69,38 @@ void Statistics::count_global(const uint64_t* address, Mask mask, int bytes, boo
   (store ? global_store_sectors : global_load_sectors) += sectors;
   (store ? global_store_ideal_sectors : global_load_ideal_sectors) += ideal;
   (store ? global_store_bytes : global_load_bytes) += total;
+  count_distinct(memory, address, mask, bytes, store);
+}
+
+// What lies outside every buffer is a fault, and not counted.
+void Statistics::count_distinct(GlobalMemory& memory, const uint64_t* address, Mask mask, int bytes, bool store) {
+  uint64_t& distinct = store ? global_store_distinct_sectors : global_load_distinct_sectors;
+  uint64_t* touched = nullptr;
+  const Buffer* buffer = nullptr;
+  uint64_t before = ~uint64_t(0);
+  for (; mask; mask &= mask - 1) {
+    const uint64_t first = address[__builtin_ctz(mask)];
+    if (!buffer || !buffer->holds(first, bytes)) {
+      Buffer* const found = memory.find(first, bytes);
+      buffer = found;
+      before = ~uint64_t(0);
+      if (!found) continue;
+      std::vector<uint64_t>& sectors = store ? found->sectors_written : found->sectors_read;
+      if (sectors.empty()) {
+        sectors.resize((found->size / SECTOR + 2 + 63) / 64);
+        ++(store ? global_store_buffers : global_load_buffers);
+      }
+      touched = sectors.data();
+    }
+    const uint64_t begin = buffer->address / SECTOR;
+    for (uint64_t s = first / SECTOR - begin; s <= (first + uint64_t(bytes) - 1) / SECTOR - begin; ++s) {
+      if (s == before) continue;
+      before = s;
+      const uint64_t bit = uint64_t(1) << s % 64;
+      distinct += (touched[s / 64] & bit) == 0;
+      touched[s / 64] |= bit;
+    }
+  }
 }
 
 // Accesses of 8 and 16 bytes are served for half and a quarter of the warp at a time.
@@ -99,6 +133,10 @@ std::vector<std::pair<const char*, uint64_t>> Statistics::named() const {
           MLIP_FIELD(global_store_sectors),
           MLIP_FIELD(global_store_ideal_sectors),
           MLIP_FIELD(global_store_bytes),
+          MLIP_FIELD(global_load_distinct_sectors),
+          MLIP_FIELD(global_load_buffers),
+          MLIP_FIELD(global_store_distinct_sectors),
+          MLIP_FIELD(global_store_buffers),
           MLIP_FIELD(async_copy_bytes),
           MLIP_FIELD(shared_load_requests),
           MLIP_FIELD(shared_load_waves),

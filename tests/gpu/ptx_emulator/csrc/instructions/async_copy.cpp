@@ -31,7 +31,7 @@ void issue(Warp& warp, const Instruction& i, Mask mask) {
     grid.statistics.async_copy_bytes += uint64_t(from_bytes);
     if (from_bytes) reading |= Mask(1) << lane;
   });
-  if (grid.options.statistics) grid.statistics.count_global(addresses, reading, bytes, false);
+  if (grid.options.statistics) grid.statistics.count_global(grid.memory, addresses, reading, bytes, false);
 }
 
 void arrive(Warp& warp, int lane, const AsyncCopy& copy) {

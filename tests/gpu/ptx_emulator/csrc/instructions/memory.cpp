@@ -19,7 +19,7 @@ void count(Warp& warp, const Instruction& i, Mask mask, const uint64_t* addresse
   const uint64_t first = addresses[__builtin_ctz(mask)];
   const Space space = i.space == Space::generic ? space_of_generic(first) : i.space;
   const int bytes = size_of(i.type) * i.vector;
-  if (space == Space::global) grid.statistics.count_global(addresses, mask, bytes, store);
+  if (space == Space::global) grid.statistics.count_global(grid.memory, addresses, mask, bytes, store);
   if (space == Space::shared) grid.statistics.count_shared(addresses, mask, bytes, store);
 }
 
