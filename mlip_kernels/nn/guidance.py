@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mlip_kernels.ops.merging import MergePlan
+
 
 class GuideContext(NamedTuple):
     """What a guide can read, in the block that is about to merge; nothing of it requires a gradient."""
@@ -26,16 +28,25 @@ class GuideContext(NamedTuple):
     """``[B, heads, N, head_dim]``"""
     size: Tensor | None
     """``[B, N]`` patches that each token stands for, 0 where it is padding; ``None`` means ones."""
-    origin: Tensor
-    """``[B, N0]`` int64: the token that each token before the first block has become."""
+    plans: tuple[MergePlan, ...]
+    """What has merged so far, one plan a merge."""
     energy: Tensor | None
     """``[B, N]`` high-frequency energy of the embedded patches, averaged where they merged, if it was asked for."""
+    frequency_tokens: Tensor | None
+    """``[B, N, D']`` tokens of a Frequency Stage, averaged where patches merged; prefix rows hold anything."""
+    pooled_frequency: Tensor | None
+    """``[B, D']`` the frequency tokens of an image in one."""
     grid: tuple[int, int] | None
     """Patches in a column and in a row before the first block; ``None`` where some were left out."""
     prefix_tokens: int
     """Leading class and register tokens."""
     class_token: bool
     """Whether the first token is a class token."""
+
+    @property
+    def origin(self) -> Tensor:
+        """``[B, N0]`` int64: the token that each token before the first block has become."""
+        return origin_of(self.tokens, self.plans)
 
 
 Guide = Callable[[GuideContext], Tensor]
@@ -58,11 +69,17 @@ def key_norm(context: GuideContext) -> Tensor:
 def frequency(context: GuideContext) -> Tensor:
     """Rank in the high-frequency energy of the patches, in [0, 1].
 
-    The energy is computed once, where the tokens are a grid, and merged with the tokens.
+    The energy is computed once, where the tokens are a grid, and merged with the tokens. Where frequency tokens take
+    its place, it is the rank in their similarity to the pooled one.
     """
-    if context.energy is None:
+    if context.energy is not None:
+        return _rank_patches(context.energy, context.prefix_tokens)
+    if context.frequency_tokens is not None and context.pooled_frequency is not None:
+        similarity = similarity_to_pooled(context.frequency_tokens, context.pooled_frequency)
+        return _rank_patches(similarity, context.prefix_tokens)
+    if context.grid is None:
         raise ValueError("guide: 'frequency' needs all patches of a grid, but some were left out (patch dropout)")
-    return _rank_patches(context.energy, context.prefix_tokens)
+    raise ValueError("guide: 'frequency' needs the energy of the patches or tokens of a Frequency Stage, got neither")
 
 
 def both(context: GuideContext) -> Tensor:
@@ -74,6 +91,17 @@ READS_ENERGY: tuple[Guide, ...] = (frequency, both)
 """The guides that need `GuideContext.energy`."""
 
 GUIDES: dict[str, Guide] = {"spatial": spatial, "key_norm": key_norm, "frequency": frequency, "both": both}
+
+
+def origin_of(tokens: Tensor, plans: tuple[MergePlan, ...]) -> Tensor:
+    """``[B, N0]`` int64: which of ``tokens [B, N, D]`` each token before the first of ``plans`` has become."""
+    if not plans:
+        batch, count = tokens.shape[:2]
+        return torch.arange(count, device=tokens.device).expand(batch, count)
+    origin = plans[0].track()
+    for plan in plans[1:]:
+        origin = plan.track(origin)
+    return origin
 
 
 def _rank_patches(guide: Tensor, prefix_tokens: int) -> Tensor:
