@@ -6,7 +6,6 @@ different origin are made comparable by their rank within the image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -105,7 +104,10 @@ def origin_of(tokens: Tensor, plans: tuple[MergePlan, ...]) -> Tensor:
 
 
 def _rank_patches(guide: Tensor, prefix_tokens: int) -> Tensor:
-    return F.pad(rank(guide[:, prefix_tokens:]), (prefix_tokens, 0))
+    """`rank` of all tokens but the prefix, whose entries are 0."""
+    ranks = torch.zeros_like(guide, dtype=torch.float32)
+    _write_ranks(guide[:, prefix_tokens:], ranks[:, prefix_tokens:])
+    return ranks
 
 
 @torch.no_grad()
@@ -122,7 +124,7 @@ def class_attention(query: Tensor, keys: Tensor, size: Tensor | None = None) -> 
     Returns:
         ``[B, N]`` float32; each row sums to 1.
     """
-    logits = torch.einsum("bhd,bhnd->bhn", query, keys).float() / math.sqrt(query.shape[-1])
+    logits = torch.matmul(keys, (query * query.shape[-1] ** -0.5)[..., None])[..., 0].float()
     if size is not None:
         logits = logits + size.log()[:, None]
     return logits.softmax(-1).mean(1)
@@ -146,7 +148,14 @@ def rank(guide: Tensor) -> Tensor:
     Returns:
         ``[B, N]`` float32: 0 for the smallest and 1 for the largest of a row, 0 where N is 1.
     """
+    ranks = torch.empty_like(guide, dtype=torch.float32)
+    _write_ranks(guide, ranks)
+    return ranks
+
+
+def _write_ranks(guide: Tensor, ranks: Tensor) -> None:
+    """Fill ``ranks`` as `rank` says."""
+    count = guide.shape[-1]
     order = guide.argsort(dim=-1, stable=True)
-    places = torch.arange(guide.shape[-1], device=guide.device).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(-1, order, places)
-    return ranks.float() / max(1, guide.shape[-1] - 1)
+    places = torch.arange(count, dtype=torch.float32, device=guide.device).div_(max(1, count - 1))
+    ranks.scatter_(-1, order, places.expand_as(order))

@@ -118,7 +118,7 @@ def last_state(states: Iterator[MergeState]) -> MergeState:
 class _Merging(nn.Module):
     """The forward that both blocks share; each says what its two branches are."""
 
-    _attention_branch: Callable[[Tensor, Tensor | None], Attended]
+    _attention_branch: Callable[[Tensor, Tensor | None, bool], Attended]
     _mlp_branch: Callable[[Tensor], Tensor]
 
     def forward(
@@ -133,7 +133,7 @@ class _Merging(nn.Module):
         """timm's forward for tokens; for a state, the same on its tokens and a merge of ``amount`` by ``rule``."""
         if not isinstance(x, MergeState) or rule is None:
             return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
-        attended = self._attention_branch(x.tokens, _attention_size(x, rule))
+        attended = self._attention_branch(x.tokens, _attention_size(x, rule), x.mask is not None)
         x = merged(x._replace(tokens=x.tokens + attended.tokens), attended, amount, rule)
         return x._replace(tokens=x.tokens + self._mlp_branch(x.tokens))
 
@@ -141,8 +141,8 @@ class _Merging(nn.Module):
 class MergingBlock(_Merging, Block):
     """timm's ``Block``."""
 
-    def _attention_branch(self, tokens: Tensor, size: Tensor | None) -> Attended:
-        attended = attend(self.attn, self.norm1(tokens), size)
+    def _attention_branch(self, tokens: Tensor, size: Tensor | None, padding: bool) -> Attended:
+        attended = attend(self.attn, self.norm1(tokens), size, padding=padding)
         return attended._replace(tokens=self.drop_path1(self.ls1(attended.tokens)))
 
     def _mlp_branch(self, tokens: Tensor) -> Tensor:
@@ -152,8 +152,8 @@ class MergingBlock(_Merging, Block):
 class MergingResPostBlock(_Merging, ResPostBlock):
     """timm's ``ResPostBlock``, which normalises behind attention and MLP."""
 
-    def _attention_branch(self, tokens: Tensor, size: Tensor | None) -> Attended:
-        attended = attend(self.attn, tokens, size)
+    def _attention_branch(self, tokens: Tensor, size: Tensor | None, padding: bool) -> Attended:
+        attended = attend(self.attn, tokens, size, padding=padding)
         return attended._replace(tokens=self.drop_path1(self.norm1(attended.tokens)))
 
     def _mlp_branch(self, tokens: Tensor) -> Tensor:
