@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import DEVICE
 
-from mlip_kernels import merge_plan, merge_tokens, use_reference, weighted_mean
+from mlip_kernels import merge_plan, merge_tokens, proportional_attention, use_reference, weighted_mean
 from mlip_kernels.reference import merging
 from mlip_kernels.reference.merging.weighted_mean import weighted_mean as reference
 
@@ -167,3 +167,37 @@ def test_merge_plan(benchmark, ratios, case, width, dtype):
 
     others = {"plain PyTorch": plain, "eager reference": with_reference}
     ratios(lambda: merge_plan(metric, r), others, rounds=7)
+
+
+HEADS = (16, 6, 197, 64)  # ViT-S
+
+
+def written_out(q, k, v, size):
+    """Attention as ToMe writes it: the matrix of scores is formed, and kept for the backward pass."""
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return (scores + size.log()[:, None, None]).softmax(-1).to(v.dtype) @ v
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["forward", "forward + backward"])
+def test_proportional_attention(benchmark, ratios, mode, dtype):
+    """Against attention that is not fused, and against fused attention that does not know sizes: the bound."""
+    benchmark.group = f"proportional_attention {list(HEADS)} {dtype}, {mode}"
+    batch, heads, tokens, width = HEADS
+    qkv = torch.randn(batch, tokens, 3, heads, width, device=DEVICE).to(DTYPES[dtype])
+    size = torch.randint(1, 5, (batch, tokens), device=DEVICE).float()
+    functions = {
+        "ours": proportional_attention,
+        "written out": written_out,
+        "fused attention without sizes": lambda q, k, v, size: F.scaled_dot_product_attention(q, k, v),
+    }
+    leaf = qkv.requires_grad_(mode != "forward")
+    grad = torch.randn(batch, heads, tokens, width, device=DEVICE).to(DTYPES[dtype])
+
+    def attend(function):
+        attended = function(*leaf.permute(2, 0, 3, 1, 4), size)
+        if leaf.requires_grad:
+            torch.autograd.grad(attended, leaf, grad)
+
+    runs = {name: lambda function=function: attend(function) for name, function in functions.items()}
+    ratios(runs.pop("ours"), runs, rounds=10)

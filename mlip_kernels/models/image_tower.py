@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn import functional as F
 
 from mlip_kernels.models.config import ImageConfig, MergingConfig
-from mlip_kernels.nn.attention import attend
-from mlip_kernels.nn.granularity import three_way_plan
-from mlip_kernels.nn.guidance import class_attention, rank, similarity_to_pooled
-from mlip_kernels.ops.merging import MergePlan, merge_plan, weighted_mean
+from mlip_kernels.nn.guidance import GUIDES
+from mlip_kernels.nn.merging_blocks import Amount, MergeRule, MergeState, MergingBlock, last_state, merging_states
+from mlip_kernels.ops.merging import weighted_mean
 
 PREFIX_TOKENS = 1
 
 
 class Companion(NamedTuple):
-    """What the frequency domain knows of the patches, at the granularity of the current tokens."""
+    """What the frequency domain knows of the patches."""
 
     tokens: Tensor | None
-    """``[B, N, D]`` frequency tokens, or ``None`` without a Frequency Stage."""
+    """``[B, H·W, D]`` frequency tokens, or ``None`` without a Frequency Stage."""
     pooled: Tensor | None
     """``[B, D]`` their pooled token."""
     energy: Tensor | None
-    """``[B, N]`` high-frequency energy, or ``None`` where the guide does not use it."""
+    """``[B, H·W]`` high-frequency energy, or ``None`` where the guide does not use it."""
 
 
 class ImageTokens(NamedTuple):
@@ -41,23 +39,14 @@ class ImageTokens(NamedTuple):
     """``[B, N]`` float32, patches that each token stands for; ``None`` where nothing was merged."""
     origin: Tensor
     """``[B, H·W]`` int64, the token that each patch of the grid went into."""
-    companion: Companion
-    """The frequency tokens, merged by the same plans."""
-
-
-class MergeStep(NamedTuple):
-    """What one block is to merge."""
-
-    removed: int
-    """Tokens that disappear; with ``shares`` it is not read."""
-    shares: tuple[float, float] | None
-    """Three-way shares, or ``None`` for size-carrying pair merging."""
+    frequency_tokens: Tensor | None
+    """``[B, N, D]`` the frequency tokens, merged by the same plans; ``None`` without a Frequency Stage."""
 
 
 class ImageTower(nn.Module):
     """A timm ``VisionTransformer`` with token merging guided by spatial and frequency semantics.
 
-    Without merging steps it calls timm's blocks as they are and equals the plain transformer bit for bit.
+    Where nothing merges it calls timm's blocks as they are and equals the plain transformer bit for bit.
 
     Args:
         config: sizes of the transformer.
@@ -66,7 +55,13 @@ class ImageTower(nn.Module):
 
     def __init__(self, config: ImageConfig, merging: MergingConfig) -> None:
         super().__init__()
-        self.merging = merging
+        self.rule = MergeRule(
+            prefix_tokens=PREFIX_TOKENS,
+            class_token=True,
+            guide=None if merging.guide == "none" else GUIDES[merging.guide],
+            guide_weight=merging.guide_weight,
+            proportional_attention=merging.proportional_attention,
+        )
         self.pool = config.pool
         self.grid = config.grid
         self.gradient_checkpointing = False
@@ -80,6 +75,7 @@ class ImageTower(nn.Module):
             drop_path_rate=config.drop_path,
             num_classes=0,
             global_pool="token",
+            block_fn=MergingBlock,
         )
 
     def embed(self, images: Tensor) -> Tensor:
@@ -87,104 +83,39 @@ class ImageTower(nn.Module):
         trunk = self.trunk
         return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
 
-    def forward(self, tokens: Tensor, companion: Companion, steps: Sequence[MergeStep | None]) -> ImageTokens:
+    def forward(self, tokens: Tensor, companion: Companion, amounts: Sequence[Amount]) -> ImageTokens:
         """Run the blocks on embedded tokens.
 
         Args:
             tokens: ``[B, 1 + H·W, D]`` from `embed`.
             companion: frequency semantics of the H·W patches.
-            steps: one entry per block, ``None`` where the block merges nothing.
+            amounts: what each block merges.
 
         Returns:
             `ImageTokens`; gradients flow through the averaging of merged tokens, never through their selection.
         """
-        batch, count = tokens.shape[:2]
-        size: Tensor | None = None
-        origin = torch.arange(count, device=tokens.device).expand(batch, count)
-        for block, step in zip(self.trunk.blocks, steps, strict=True):
-            if step is None and size is None:
-                tokens = self._run(block, tokens)
-            else:
-                tokens, size, origin, companion = self._run(
-                    self._merging_block, block, step, tokens, size, origin, companion
-                )
-        tokens = self.trunk.norm(tokens)
+        state, frequency_tokens = MergeState(tokens, grid=self.grid), companion.tokens
+        if any(amounts):
+            state = state._replace(
+                energy=None if companion.energy is None else F.pad(companion.energy, (PREFIX_TOKENS, 0)),
+                frequency_tokens=None if frequency_tokens is None else _behind_prefix(frequency_tokens),
+                pooled_frequency=companion.pooled,
+            )
+        checkpointing = self.gradient_checkpointing
+        state = last_state(merging_states(self.trunk.blocks, state, amounts, self.rule, checkpointing=checkpointing))
+        if state.frequency_tokens is not None:
+            frequency_tokens = state.frequency_tokens[:, PREFIX_TOKENS:]
+        tokens, size = self.trunk.norm(state.tokens), state.size
         feature = tokens[:, 0] if self.pool == "token" else weighted_mean(tokens, size, prefix_tokens=PREFIX_TOKENS)
         return ImageTokens(
             feature=feature,
             tokens=tokens[:, PREFIX_TOKENS:],
             size=None if size is None else size[:, PREFIX_TOKENS:],
-            origin=origin[:, PREFIX_TOKENS:] - PREFIX_TOKENS,
-            companion=companion,
+            origin=state.origin[:, PREFIX_TOKENS:] - PREFIX_TOKENS,
+            frequency_tokens=frequency_tokens,
         )
 
-    def _run(self, function: Callable[..., Any], *arguments: object) -> Any:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False)
-        return function(*arguments)
 
-    def _merging_block(
-        self,
-        block: Block,
-        step: MergeStep | None,
-        tokens: Tensor,
-        size: Tensor | None,
-        origin: Tensor,
-        companion: Companion,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Companion]:
-        """timm's block with a merge between attention and MLP (where ToMe and EViT put it)."""
-        counted = size if self.merging.proportional_attention else None
-        attended, query, keys = attend(block.attn, block.norm1(tokens), counted)
-        tokens = tokens + block.drop_path1(block.ls1(attended))
-        if step is not None:
-            guide = self.guide(query, keys, size, companion)
-            metric = keys.mean(1)
-            if step.shares is None:
-                plan = merge_plan(
-                    metric,
-                    step.removed,
-                    size=size,
-                    guide=guide,
-                    guide_weight=self.merging.guide_weight,
-                    prefix_tokens=PREFIX_TOKENS,
-                )
-            else:
-                if guide is None:
-                    raise ValueError("MergingConfig.guide: expected a guide for granularity='three_way', got 'none'")
-                plan = three_way_plan(metric, guide, step.shares, size=size, prefix_tokens=PREFIX_TOKENS)
-            companion = merge_companion(companion, plan)
-            tokens, size = plan.merge(tokens)
-            origin = plan.track(origin)
-        tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
-        return tokens, size, origin, companion
-
-    def guide(self, query: Tensor, keys: Tensor, size: Tensor | None, companion: Companion) -> Tensor | None:
-        """How informative every token is, ``[B, N]`` in [0, 1], class token included; ``None`` without a guide."""
-        ranks = []
-        if self.merging.guide in ("spatial", "both"):
-            ranks.append(rank(class_attention(query, keys, size)[:, PREFIX_TOKENS:]))
-        if self.merging.guide in ("frequency", "both"):
-            if companion.energy is not None:
-                ranks.append(rank(companion.energy))
-            elif companion.tokens is not None and companion.pooled is not None:
-                ranks.append(rank(similarity_to_pooled(companion.tokens, companion.pooled)))
-            else:
-                raise ValueError(f"companion: expected frequency semantics for guide={self.merging.guide!r}, got none")
-        if not ranks:
-            return None
-        guide = torch.stack(ranks).mean(0)
-        return nn.functional.pad(guide, (PREFIX_TOKENS, 0))
-
-
-def merge_companion(companion: Companion, plan: MergePlan) -> Companion:
-    """Bring the frequency semantics of the patches to the granularity that ``plan`` leaves."""
-
-    def merged(patches: Tensor) -> Tensor:
-        padded = nn.functional.pad(patches, (0, 0, PREFIX_TOKENS, 0))
-        return plan.merge(padded)[0][:, PREFIX_TOKENS:]
-
-    return Companion(
-        tokens=None if companion.tokens is None else merged(companion.tokens),
-        pooled=companion.pooled,
-        energy=None if companion.energy is None else merged(companion.energy[..., None])[..., 0],
-    )
+def _behind_prefix(patches: Tensor) -> Tensor:
+    """Rows of 0 for the prefix tokens in front of ``patches [B, N, D]``, so that plans fit."""
+    return F.pad(patches, (0, 0, PREFIX_TOKENS, 0))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlip_kernels.models.config import MLIPConfig
-from mlip_kernels.models.image_tower import Companion, ImageTokens, ImageTower, MergeStep
+from mlip_kernels.models.image_tower import Companion, ImageTokens, ImageTower
+from mlip_kernels.nn.merging_blocks import Amount
 from mlip_kernels.nn.pooling import AttentionPool
 from mlip_kernels.nn.spectral import FrequencyStage
 from mlip_kernels.ops.merging import keep_rate_schedule, merge_layers
@@ -129,7 +130,7 @@ class MLIP(nn.Module):
                 text.width, (1, text.context_length), depth=1, transform="tokens", mlp_ratio=frequency.mlp_ratio
             )
 
-        self.merge_steps()
+        self.merge_amounts()
 
     def set_gradient_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory: recompute the blocks of every tower in the backward pass."""
@@ -145,8 +146,8 @@ class MLIP(nn.Module):
             if name.startswith("logit_scale"):
                 parameter.clamp_(0.0, math.log(MAXIMUM_SCALE))
 
-    def merge_steps(self, step: int | None = None) -> list[MergeStep | None]:
-        """What every block merges.
+    def merge_amounts(self, step: int | None = None) -> list[Amount]:
+        """What every block merges: how many tokens, or by which shares.
 
         Args:
             step: training step, for the warm-up of the keep rate; ``None`` means that warm-up is over. At evaluation
@@ -154,22 +155,15 @@ class MLIP(nn.Module):
         """
         merging, depth = self.config.merging, self.config.image.depth
         layers = merge_layers(depth) if merging.layers is None else merging.layers
-        steps: list[MergeStep | None] = [None] * depth
         if merging.granularity == "three_way":
-            for layer in layers:
-                steps[layer] = MergeStep(removed=0, shares=merging.shares)
-            return steps
+            return [merging.shares if block in layers else 0 for block in range(depth)]
         keep_rate = merging.keep_rate
         if not self.training and merging.test_keep_rate is not None:
             keep_rate = merging.test_keep_rate
         elif self.training and step is not None and step < merging.warmup_steps:
             keep_rate += (1 - keep_rate) * (1 + math.cos(math.pi * step / merging.warmup_steps)) / 2
         tokens = self.config.image.grid[0] * self.config.image.grid[1]
-        schedule = keep_rate_schedule(keep_rate, tokens, depth, layers=layers, overall=merging.overall)
-        for block, removed in enumerate(schedule):
-            if removed:
-                steps[block] = MergeStep(removed=removed, shares=None)
-        return steps
+        return list(keep_rate_schedule(keep_rate, tokens, depth, layers=layers, overall=merging.overall))
 
     def encode_image_tokens(
         self, images: Tensor, step: int | None = None, *, supervised: bool = True
@@ -199,7 +193,7 @@ class MLIP(nn.Module):
             with torch.no_grad():
                 energy = token_energy(patches, merging.energy_cutoff, grid=self.visual.grid)
         companion = Companion(tokens=frequency_tokens, pooled=pooled, energy=energy)
-        return self.visual(embedded, companion, self.merge_steps(step)), frequency_tokens
+        return self.visual(embedded, companion, self.merge_amounts(step)), frequency_tokens
 
     def _pool_frequency(self, tokens: Tensor) -> Tensor:
         return tokens.mean(1) if self.frequency_pool is None else self.frequency_pool(tokens)
@@ -262,7 +256,7 @@ class MLIP(nn.Module):
             pairs["global_frequency"] = GlobalPair(image_frequency, frequency_text_feature, scale)
 
         if frequency.representation == "tokens":
-            frequency_tokens = encoded.companion.tokens
+            frequency_tokens = encoded.frequency_tokens
         token_pairs = self._token_pairs(encoded, frequency_tokens, text_tokens, frequency_text_tokens, mask)
         return MLIPFeatures(pairs, token_pairs, image_frequency)
 

@@ -21,13 +21,14 @@ class Attended(NamedTuple):
     """``[B, heads, N, head_dim]``, detached."""
 
 
-def attend(module: nn.Module, tokens: Tensor, size: Tensor | None) -> Attended:
+def attend(module: nn.Module, tokens: Tensor, size: Tensor | None, *, padding: bool = True) -> Attended:
     """timm's ``Attention`` with size-proportional logits.
 
     Args:
         module: a timm ``Attention``; any other kind is refused, since its forward could mean something else.
         tokens: ``[B, N, D]``, normalised.
         size: ``[B, N]`` patches that each token stands for, 0 for tokens that nobody attends to, or ``None``.
+        padding: whether sizes of 0 may occur.
 
     Raises:
         TypeError: if ``module`` is not timm's ``Attention``.
@@ -39,7 +40,7 @@ def attend(module: nn.Module, tokens: Tensor, size: Tensor | None) -> Attended:
     query, keys, values = qkv.unbind(0)
     query, keys = module.q_norm(query), module.k_norm(keys)
     dropout = module.attn_drop.p if module.training else 0.0
-    attended = proportional_attention(query, keys, values, size, dropout_p=dropout)
+    attended = proportional_attention(query, keys, values, size, dropout_p=dropout, padding=padding)
     attended = module.norm(attended.transpose(1, 2).reshape(batch, count, module.attn_dim))
     gate = getattr(module, "gate", None)  # newer timm
     if gate is not None:

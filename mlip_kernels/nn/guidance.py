@@ -6,13 +6,14 @@ different origin are made comparable by their rank within the image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mlip_kernels.ops.merging import MergePlan
 
 
 class GuideContext(NamedTuple):
@@ -26,16 +27,25 @@ class GuideContext(NamedTuple):
     """``[B, heads, N, head_dim]``"""
     size: Tensor | None
     """``[B, N]`` patches that each token stands for, 0 where it is padding; ``None`` means ones."""
-    origin: Tensor
-    """``[B, N0]`` int64: the token that each token before the first block has become."""
+    plans: tuple[MergePlan, ...]
+    """What has merged so far, one plan a merge."""
     energy: Tensor | None
     """``[B, N]`` high-frequency energy of the embedded patches, averaged where they merged, if it was asked for."""
+    frequency_tokens: Tensor | None
+    """``[B, N, D']`` tokens of a Frequency Stage, averaged where patches merged; prefix rows hold anything."""
+    pooled_frequency: Tensor | None
+    """``[B, D']`` the frequency tokens of an image in one."""
     grid: tuple[int, int] | None
     """Patches in a column and in a row before the first block; ``None`` where some were left out."""
     prefix_tokens: int
     """Leading class and register tokens."""
     class_token: bool
     """Whether the first token is a class token."""
+
+    @property
+    def origin(self) -> Tensor:
+        """``[B, N0]`` int64: the token that each token before the first block has become."""
+        return origin_of(self.tokens, self.plans)
 
 
 Guide = Callable[[GuideContext], Tensor]
@@ -58,11 +68,17 @@ def key_norm(context: GuideContext) -> Tensor:
 def frequency(context: GuideContext) -> Tensor:
     """Rank in the high-frequency energy of the patches, in [0, 1].
 
-    The energy is computed once, where the tokens are a grid, and merged with the tokens.
+    The energy is computed once, where the tokens are a grid, and merged with the tokens. Where frequency tokens take
+    its place, it is the rank in their similarity to the pooled one.
     """
-    if context.energy is None:
+    if context.energy is not None:
+        return _rank_patches(context.energy, context.prefix_tokens)
+    if context.frequency_tokens is not None and context.pooled_frequency is not None:
+        similarity = similarity_to_pooled(context.frequency_tokens, context.pooled_frequency)
+        return _rank_patches(similarity, context.prefix_tokens)
+    if context.grid is None:
         raise ValueError("guide: 'frequency' needs all patches of a grid, but some were left out (patch dropout)")
-    return _rank_patches(context.energy, context.prefix_tokens)
+    raise ValueError("guide: 'frequency' needs the energy of the patches or tokens of a Frequency Stage, got neither")
 
 
 def both(context: GuideContext) -> Tensor:
@@ -76,8 +92,22 @@ READS_ENERGY: tuple[Guide, ...] = (frequency, both)
 GUIDES: dict[str, Guide] = {"spatial": spatial, "key_norm": key_norm, "frequency": frequency, "both": both}
 
 
+def origin_of(tokens: Tensor, plans: tuple[MergePlan, ...]) -> Tensor:
+    """``[B, N0]`` int64: which of ``tokens [B, N, D]`` each token before the first of ``plans`` has become."""
+    if not plans:
+        batch, count = tokens.shape[:2]
+        return torch.arange(count, device=tokens.device).expand(batch, count)
+    origin = plans[0].track()
+    for plan in plans[1:]:
+        origin = plan.track(origin)
+    return origin
+
+
 def _rank_patches(guide: Tensor, prefix_tokens: int) -> Tensor:
-    return F.pad(rank(guide[:, prefix_tokens:]), (prefix_tokens, 0))
+    """`rank` of all tokens but the prefix, whose entries are 0."""
+    ranks = torch.zeros_like(guide, dtype=torch.float32)
+    _write_ranks(guide[:, prefix_tokens:], ranks[:, prefix_tokens:])
+    return ranks
 
 
 @torch.no_grad()
@@ -94,7 +124,7 @@ def class_attention(query: Tensor, keys: Tensor, size: Tensor | None = None) -> 
     Returns:
         ``[B, N]`` float32; each row sums to 1.
     """
-    logits = torch.einsum("bhd,bhnd->bhn", query, keys).float() / math.sqrt(query.shape[-1])
+    logits = torch.matmul(keys, (query * query.shape[-1] ** -0.5)[..., None])[..., 0].float()
     if size is not None:
         logits = logits + size.log()[:, None]
     return logits.softmax(-1).mean(1)
@@ -118,7 +148,14 @@ def rank(guide: Tensor) -> Tensor:
     Returns:
         ``[B, N]`` float32: 0 for the smallest and 1 for the largest of a row, 0 where N is 1.
     """
+    ranks = torch.empty_like(guide, dtype=torch.float32)
+    _write_ranks(guide, ranks)
+    return ranks
+
+
+def _write_ranks(guide: Tensor, ranks: Tensor) -> None:
+    """Fill ``ranks`` as `rank` says."""
+    count = guide.shape[-1]
     order = guide.argsort(dim=-1, stable=True)
-    places = torch.arange(guide.shape[-1], device=guide.device).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(-1, order, places)
-    return ranks.float() / max(1, guide.shape[-1] - 1)
+    places = torch.arange(count, dtype=torch.float32, device=guide.device).div_(max(1, count - 1))
+    ranks.scatter_(-1, order, places.expand_as(order))

@@ -11,7 +11,7 @@ patch gets the token it has merged into, so pooling weighs a merged token by its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,10 +21,16 @@ from timm.models._features import feature_take_indices
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mlip_kernels.nn.guidance import GUIDES, READS_ENERGY, Guide
-from mlip_kernels.nn.merging_blocks import MergeRule, MergeState, MergingBlock, MergingResPostBlock
+from mlip_kernels.nn.merging_blocks import (
+    MergeRule,
+    MergeState,
+    MergingBlock,
+    MergingResPostBlock,
+    last_state,
+    merging_states,
+)
 from mlip_kernels.ops.arguments import check_number
 from mlip_kernels.ops.merging import MergePlan, keep_rate_schedule, merge_schedule
 from mlip_kernels.ops.spectral import token_energy
@@ -167,13 +173,13 @@ class _MergingModel(VisionTransformer):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As the model's own."""
-        states = self._states(x, attn_mask, is_causal, len(self.blocks))
+        state = last_state(self._states(x, attn_mask, is_causal))
         reads_patches = self.attn_pool is not None or self.global_pool != "token"
-        return self.forward_head(self.norm(_tokens(states[-1], reads_patches)))
+        return self.forward_head(self.norm(_tokens(state, reads_patches)))
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As the model's own, ``[B, N, D]``: every patch has the token it has merged into."""
-        return self.norm(_tokens(self._states(x, attn_mask, is_causal, len(self.blocks))[-1], True))
+        return self.norm(_tokens(last_state(self._states(x, attn_mask, is_causal)), True))
 
     def forward_merged(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -184,7 +190,7 @@ class _MergingModel(VisionTransformer):
             ``tokens [B, N', D]``; ``size [B, N']``, the patches each stands for; and the plan that leads to them from
             the N tokens before the first block. The last two are None where nothing has merged.
         """
-        state = self._states(x, attn_mask, is_causal, len(self.blocks))[-1]
+        state = last_state(self._states(x, attn_mask, is_causal))
         return self.norm(state.tokens), state.size, state.plan
 
     def forward_intermediates(
@@ -204,13 +210,13 @@ class _MergingModel(VisionTransformer):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}")
         taken, last = feature_take_indices(len(self.blocks), indices)
-        states = self._states(x, attn_mask, is_causal, last + 1 if stop_early else len(self.blocks))
         prefix, patches = [], []
-        for index in taken:
-            tokens = _tokens(states[index], True)
-            tokens = self.norm(tokens) if norm else tokens
-            prefix.append(tokens[:, : self.num_prefix_tokens])
-            patches.append(tokens[:, self.num_prefix_tokens :])
+        for index, state in enumerate(self._states(x, attn_mask, is_causal, last + 1 if stop_early else None)):
+            if index in taken:
+                tokens = _tokens(state, True)
+                tokens = self.norm(tokens) if norm else tokens
+                prefix.append(tokens[:, : self.num_prefix_tokens])
+                patches.append(tokens[:, self.num_prefix_tokens :])
         if output_fmt == "NCHW":
             height, width = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
             patches = [p.transpose(1, 2).reshape(p.shape[0], -1, height, width) for p in patches]
@@ -221,18 +227,19 @@ class _MergingModel(VisionTransformer):
             if with_prefix:
                 named["image_intermediates_prefix"] = prefix
             if not intermediates_only:
-                named["image_features"] = self.norm(_tokens(states[-1], True))
+                named["image_features"] = self.norm(_tokens(state, True))
             return named
         intermediates: list[Any] = list(zip(patches, prefix, strict=True)) if with_prefix else patches
         if intermediates_only:
             return intermediates
-        return self.norm(_tokens(states[-1], True)), intermediates
+        return self.norm(_tokens(state, True)), intermediates
 
-    def _states(self, images: Tensor, attn_mask: Tensor | None, is_causal: bool, blocks: int) -> list[MergeState]:
-        """The states behind the first ``blocks`` blocks."""
+    def _states(
+        self, images: Tensor, attn_mask: Tensor | None, is_causal: bool, blocks: int | None = None
+    ) -> Iterator[MergeState]:
+        """The states behind the first ``blocks`` blocks, or behind all."""
         tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
-        count = tokens.shape[1]
-        schedule = self.merging.schedule(len(self.blocks), count - self.num_prefix_tokens)
+        schedule = self.merging.schedule(len(self.blocks), tokens.shape[1] - self.num_prefix_tokens)
         rule = MergeRule(
             prefix_tokens=self.num_prefix_tokens,
             class_token=self.cls_token is not None,
@@ -240,26 +247,20 @@ class _MergingModel(VisionTransformer):
             guide_weight=self.merging.guide_weight,
             proportional_attention=self.merging.proportional_attention,
         )
-        state = MergeState(tokens, None, None, None, None, None)
+        state = MergeState(tokens)
         if any(schedule):
             mask = _key_mask(attn_mask, is_causal, tokens)
             grid = self._grid(images)
             energy = None if grid is None else self._energy(tokens, grid)
             state = state._replace(size=None if mask is None else mask.float(), mask=mask, grid=grid, energy=energy)
-        states = []
-        for block, r in zip(self.blocks[:blocks], schedule, strict=False):
-            if r == 0 and state.size is None:
-                tokens = self._run(block, state.tokens, **_given(attn_mask, is_causal))
-                state = state._replace(tokens=tokens)
-            else:
-                state = self._run(block, state, r=r, rule=rule)
-            states.append(state)
-        return states
-
-    def _run(self, block: nn.Module, *arguments: Any, **named: Any) -> Any:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False, **named)
-        return block(*arguments, **named)
+        return merging_states(
+            self.blocks[:blocks],
+            state,
+            schedule,
+            rule,
+            checkpointing=self.grad_checkpointing,
+            **_given(attn_mask, is_causal),
+        )
 
     def _grid(self, images: Tensor) -> tuple[int, int] | None:
         if isinstance(self.patch_drop, PatchDropout) and self.training:
@@ -332,4 +333,5 @@ def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
 
 def _tokens(state: MergeState, every_patch: bool) -> Tensor:
     """The tokens of a state; with ``every_patch``, one for each token that there was before the first block."""
-    return state.plan.unmerge(state.tokens) if every_patch and state.plan is not None else state.tokens
+    plan = state.plan if every_patch else None
+    return state.tokens if plan is None else plan.unmerge(state.tokens)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlip_kernels.ops.merging import proportional_attention
+from mlip_kernels.reference.merging.attention import attend_by_channels
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients, permuted
 
 
@@ -93,6 +95,65 @@ def test_counts_beyond_float16_stay_exact_in_half_precision(dtype, autocast):
         found = proportional_attention(q, k, v, size)
     assert found.dtype == dtype
     assert_as_accurate(found, baseline, truth)
+
+
+COUNTS = torch.tensor([1.0, 3.0, 65_504.0, 0.0, 100_000.0, 1e6, 7.0]).expand(3, -1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [None, 0.02, 3.0])
+@pytest.mark.parametrize("shape", [{}, {"queries": 33, "width": 12, "values": 12}])
+def test_log_size_as_channels_is_as_exact_as_a_float32_mask(dtype, scale, shape):
+    """What GPUs compute in half precision, on the CPU; the same product in one channel would err ten times as much."""
+    q, k, v, _ = inputs(dtype, **shape)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+
+    def channels(q, k, v):
+        return attend_by_channels(q, k, v, COUNTS.log(), scale=scale)
+
+    def masked(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=COUNTS.log()[:, None, None], scale=scale)
+
+    exact = [t.double() for t in (q, k, v)]
+    assert_as_accurate(channels(q, k, v), masked(q, k, v), formula(*exact, COUNTS, scale))
+    mine, plain = gradients(channels, (q, k, v)), gradients(masked, (q, k, v))
+    truth = gradients(lambda *t: formula(*t, COUNTS, scale), exact)
+    for one, two, three, name in zip(mine, plain, truth, "qkv", strict=True):
+        assert_as_accurate(one, two, three, name=name)
+    assert_identical(mine[1][:, :, 3], torch.zeros_like(mine[1][:, :, 3]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "channels"),
+    [(torch.bfloat16, 64, 72), (torch.float16, 80, 88), (torch.float16, 256, None), (torch.float32, 64, None)],
+)
+def test_fused_attention_of_gpus_gets_a_mask_only_where_it_takes_one_exactly(monkeypatch, dtype, width, channels):
+    calls = []
+
+    def attention(q, k, v, **arguments):
+        calls.append((q.shape[-1], k.shape[-1], v.shape[-1], arguments.get("attn_mask")))
+        return v.new_empty(*q.shape[:-1], v.shape[-1])
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    with FakeTensorMode():
+        q = torch.empty(2, 3, 5, width, dtype=dtype, device="cuda")
+        found = proportional_attention(q, q, q, torch.ones(2, 5, device="cuda"))
+    assert (found.shape, found.dtype) == (q.shape, dtype)
+    ((*widths, mask),) = calls
+    if channels is None:
+        assert widths == [width] * 3
+        assert (mask.shape, mask.dtype) == ((2, 1, 1, 5), dtype)
+    else:
+        assert widths == [channels] * 3
+        assert mask is None
+
+
+def test_without_padding_nothing_else_changes():
+    q, k, v, size = inputs()
+    expected = proportional_attention(q, k, v, size)
+    assert_identical(proportional_attention(q, k, v, size, padding=False), expected)
+    size[:, 2] = 0
+    assert_identical(proportional_attention(q, k, v, size, padding=False), proportional_attention(q, k, v, size))
 
 
 def test_autocast_gives_mixed_inputs_one_dtype_and_leaves_float64_alone():

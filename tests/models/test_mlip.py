@@ -138,18 +138,18 @@ def test_tokens_carry_the_patches_they_stand_for():
 
 def test_frequency_tokens_stay_aligned_with_the_patches_after_every_merge():
     encoded, frequency = MLIP(TINY).encode_image_tokens(batch()[0])
-    mean = torch.zeros_like(encoded.companion.tokens)
+    mean = torch.zeros_like(encoded.frequency_tokens)
     mean.scatter_add_(1, encoded.origin[..., None].expand_as(frequency), frequency.detach())
-    assert_close(encoded.companion.tokens.detach(), (mean / encoded.size[..., None]).detach())
+    assert_close(encoded.frequency_tokens.detach(), (mean / encoded.size[..., None]).detach())
 
 
 def test_the_keep_rate_warms_up_from_one_and_holds_at_evaluation():
     model = MLIP(changed(merging={"warmup_steps": 10, "test_keep_rate": 0.5}))
-    removed = [sum(step.removed for step in model.merge_steps(number) if step) for number in (0, 5, 10, 11)]
+    removed = [sum(model.merge_amounts(number)) for number in (0, 5, 10, 11)]
     assert removed[0] == 0
     assert 0 < removed[1] < removed[2] == removed[3]
     model.eval()
-    assert sum(step.removed for step in model.merge_steps(0) if step) > removed[3]
+    assert sum(model.merge_amounts(0)) > removed[3]
 
 
 def test_text_masks_find_the_end_even_where_zero_is_a_word():

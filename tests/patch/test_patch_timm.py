@@ -95,9 +95,9 @@ def test_a_merging_block_computes_what_timms_does(name: str, changed: dict[str, 
     tokens = torch.randn(2, 9, 48, dtype=torch.float64)
     wanted = [block(tokens) for block in model.blocks]
     patch.apply(model)
-    state = MergeState(tokens, torch.ones(2, 9), None, None, None, None)
+    state = MergeState(tokens, torch.ones(2, 9))
     for block, tokens in zip(model.blocks, wanted, strict=True):
-        assert_close(block(state, r=0, rule=rule(model)).tokens, tokens)
+        assert_close(block(state, amount=0, rule=rule(model)).tokens, tokens)
 
 
 def in_equal_pairs(x: Tensor, prefix_tokens: int) -> Tensor:

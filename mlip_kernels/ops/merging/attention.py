@@ -18,6 +18,7 @@ def proportional_attention(
     *,
     scale: float | None = None,
     dropout_p: float = 0.0,
+    padding: bool = True,
 ) -> Tensor:
     """Scaled dot-product attention whose keys count as often as their ``size``: ``softmax(q kᵀ · scale + log size) v``.
 
@@ -33,17 +34,23 @@ def proportional_attention(
             ``None`` means ones.
         scale: factor of the scores, ``1 / sqrt(d)`` if None.
         dropout_p: probability of dropping an attention weight; applied whenever it is above 0.
+        padding: whether sizes of 0 may occur. False promises that every sample has a key of a size above 0, and saves
+            a pass over the output (two with the backward pass) that is there for samples which have none. On the CPU
+            the sizes themselves say whether it is needed, unless the call is traced.
 
     Returns:
         ``[B, H, M, e]`` in the dtype of q, or in that of autocast where it is on. A sample whose sizes are all 0 gives
-        zeros and no gradient.
+        zeros and no gradient; with ``padding=False``, anything.
 
     ``log size`` is taken in float32, so counts beyond the range of float16 are exact, also under autocast. On the CPU
-    it stays in float32 (float64 for float64 inputs) up to the softmax. The fused kernels of other devices take it only
-    in the dtype of q, which rounds it: in bfloat16 by at most 0.4 % of its value.
+    it stays in float32 (float64 for float64 inputs) up to the softmax, and so it does on GPUs for float32 inputs. For
+    half precision on GPUs it becomes two channels of q and k, which hold it to 2⁻¹⁶ of its value: that way flash
+    attention can run, which takes no mask. d grows to the next multiple of 8 above d + 1 there (64 to 72), up to the
+    256 of flash attention. Other devices, and dropout on the CPU, take log size in the dtype of q, which rounds it: in
+    bfloat16 by at most 0.4 % of its value.
 
     Saved for backward: what fused attention saves (q, k, v, the output, one logsumexp per query) and the bias, 4·B·N
-    bytes.
+    bytes; for half precision on GPUs copies of q, k and v with the wider d take their place.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range, or ``size`` requires a
@@ -64,4 +71,13 @@ def proportional_attention(
     if scale is not None:
         check_number("scale", scale)
     check_number("dropout_p", dropout_p, minimum=0.0, maximum=1.0)
-    return reference.proportional_attention(q, k, v, size, scale=scale, dropout_p=dropout_p)
+    if padding and size is not None and size.device.type == "cpu" and not _traced():
+        padding = bool((size == 0).all(dim=1).any())
+    return reference.proportional_attention(q, k, v, size, scale=scale, dropout_p=dropout_p, padding=padding)
+
+
+def _traced() -> bool:
+    """Whether tensors may stand for values that are not known yet."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0

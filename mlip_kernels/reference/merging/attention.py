@@ -1,36 +1,94 @@
-"""Attention in which a token counts for the tokens merged into it, on torch's fused attention."""
+"""Attention in which a token counts for the tokens merged into it, on torch's fused attention.
+
+There are two ways to hand log size to a fused kernel. As a mask it is added to the scores, in float32 on the CPU, and
+in float32 on GPUs where the scores come from float32. Kernels for half precision on GPUs take a mask only in half
+precision, which rounds it, and the fastest of them (flash attention) take none. There log size becomes a part of the
+product of queries and keys, in channels of its own.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WIDEST_FLASH = 256
+"""Channels of a head that flash attention takes at most; it takes multiples of 8."""
+
 
 def proportional_attention(
-    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, *, scale: float | None = None, dropout_p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    size: Tensor | None,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    padding: bool = True,
 ) -> Tensor:
     """``softmax(q kᵀ · scale + log size) v``; see `mlip_kernels.proportional_attention`."""
     device = q.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return _attend(q, k, v, size, scale, dropout_p)
+        return _attend(q, k, v, size, scale, dropout_p, padding)
     # Autocast rounds q, k and v to its dtype, but would round log size as well.
     if q.dtype != torch.float64:
         q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
     with torch.autocast(device, enabled=False):
-        return _attend(q, k, v, size, scale, dropout_p)
+        return _attend(q, k, v, size, scale, dropout_p, padding)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float | None, dropout_p: float) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float | None, dropout_p: float, padding: bool
+) -> Tensor:
     if size is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale, dropout_p=dropout_p)
-    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-    bias = size.to(exact).log()[:, None, None, :]
-    empty = (bias == -torch.inf).all(dim=-1, keepdim=True)
-    # Backends differ in what they make of a row without any key: it gets finite scores, then zeros.
-    bias = bias.masked_fill(empty, 0)
-    if q.device.type != "cpu" or dropout_p > 0:
-        # Only the fused attention of the CPU adds a float32 bias to scores of half precision.
-        bias = bias.to(q.dtype)
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, dropout_p=dropout_p)
-    return attended.masked_fill(empty, 0)
+    log_size = size.to(torch.float64 if q.dtype == torch.float64 else torch.float32).log()
+    empty = None
+    if padding:
+        # Backends differ in what they make of a row without any key: it gets finite scores, then zeros.
+        empty = (log_size == -torch.inf).all(dim=-1, keepdim=True)
+        log_size = log_size.masked_fill(empty, 0)
+        empty = empty[:, None, None]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    width = channels_with_size(q.shape[-1], v.shape[-1])
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and scale > 0 and width <= WIDEST_FLASH:
+        attended = attend_by_channels(q, k, v, log_size, scale=scale, dropout_p=dropout_p)
+    else:
+        # Only the fused attention of the CPU adds a float32 bias to scores of half precision, and it drops nothing.
+        bias = log_size if q.device.type == "cpu" and dropout_p == 0 else log_size.to(q.dtype)
+        bias = bias[:, None, None]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, dropout_p=dropout_p)
+    return attended if empty is None else attended.masked_fill(empty, 0)
+
+
+def channels_with_size(width: int, value_width: int) -> int:
+    """Channels of a head that holds log size as well: two more, then up to a multiple of 8, at least those of v."""
+    return -(-max(width + 2, value_width) // 8) * 8
+
+
+def attend_by_channels(
+    q: Tensor, k: Tensor, v: Tensor, log_size: Tensor, *, scale: float, dropout_p: float = 0.0
+) -> Tensor:
+    """``softmax(q kᵀ · scale + log_size) v`` without a mask, for ``log_size [B, N]`` below the scale of its scores.
+
+    Queries get a channel of a power of two, keys the rest of the product: log size rounded to the dtype of k, and in
+    another channel what the rounding left. Both together err by 2⁻¹⁶ of log size in bfloat16 and by 2⁻²² in float16,
+    less than the scores themselves. Where log size is −inf, keys get the lowest score that has no overflow.
+    """
+    width, value_width = q.shape[-1], v.shape[-1]
+    total = channels_with_size(width, value_width)
+    factor = 2.0 ** round(-math.log2(scale))
+    product = log_size / (scale * factor)
+    product = product.clamp(min=max(torch.finfo(k.dtype).min / 2, -1e30))
+    rounded = product.to(k.dtype)
+    rest = (product - rounded.to(product.dtype)).to(k.dtype)
+    query_channels = q.new_zeros(total - width)
+    query_channels[:2] = factor
+    key_channels = F.pad(torch.stack((rounded, rest), dim=-1), (0, total - width - 2))[:, None]
+    queries = torch.cat((q, query_channels.expand(*q.shape[:3], -1)), dim=-1)
+    keys = torch.cat((k, key_channels.expand(*k.shape[:3], -1)), dim=-1)
+    values = F.pad(v, (0, total - value_width))
+    attended = F.scaled_dot_product_attention(queries, keys, values, scale=scale, dropout_p=dropout_p)
+    return attended[..., :value_width]
