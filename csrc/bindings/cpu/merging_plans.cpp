@@ -1,5 +1,6 @@
 // Merging family, CPU key: which tokens merge. Checks, allocation, threads; the kernels themselves do not know torch.
 #include <tuple>
+#include <vector>
 
 #include "bindings/cpu/threads.h"
 #include "cpu/merging/match.h"
@@ -41,10 +42,8 @@ Maps match(const Tensor& metric_, int64_t r, const std::optional<Tensor>& guide_
     problem.stride_batch = metric.stride(0);
     problem.stride_token = metric.stride(1);
     problem.width = metric.size(2);
-    Tensor similarity = torch::stable::new_empty(metric, {batch, problem.sources()}, ScalarType::Float);
-    Tensor best = torch::stable::new_empty(metric, {batch, problem.sources()}, ScalarType::Long);
-    problem.similarity = mutable_data<float>(similarity);
-    problem.best = mutable_data<int64_t>(best);
+    std::vector<cpu::Proposal> proposals(size_t(batch * problem.sources()));
+    problem.proposals = proposals.data();
     problem.assignment = mutable_data<int64_t>(assignment);
     problem.kept = mutable_data<int64_t>(kept);
     problem.removed = mutable_data<int64_t>(removed);

@@ -1,5 +1,7 @@
 #include "cpu/merging/match.h"
 
+#include <utility>
+
 #include "cpu/scratch.h"
 
 #define MLIP_KERNELS "cpu/merging/match_kernels.h"
@@ -12,11 +14,20 @@ void match_similarities(const Similarities<T>& problem, int64_t begin, int64_t e
   MLIP_CALL(similarities<T>, problem, begin, end);
 }
 
+template <typename T>
+float match_exactly(const Similarities<T>& problem, int64_t b, int64_t source, int64_t target) {
+  MLIP_CALL(exact_similarity<T>, problem, b, source, target);
+}
+
 #define MLIP_INSTANTIATE(T) template void match_similarities<T>(const Similarities<T>&, int64_t, int64_t)
+#define MLIP_INSTANTIATE_EXACTLY(T) template float match_exactly<T>(const Similarities<T>&, int64_t, int64_t, int64_t)
 
 MLIP_INSTANTIATE(float);
 MLIP_INSTANTIATE(double);
 MLIP_INSTANTIATE(BFloat16);
 MLIP_INSTANTIATE(Half);
+MLIP_INSTANTIATE_EXACTLY(float);
+MLIP_INSTANTIATE_EXACTLY(BFloat16);
+MLIP_INSTANTIATE_EXACTLY(Half);
 
 }  // namespace mlip::cpu

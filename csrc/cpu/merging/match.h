@@ -4,19 +4,28 @@
 //   match_similarities   reads the metric: B N D elements, and writes 2 B S numbers; 2 B S T D flops
 //   match_maps           reads and writes some 50 B N bytes; O(B N) comparisons
 //
-// The first is bound by arithmetic from D ~ 50 on. A task is a group of sources of one sample. It packs its sources and
-// a block of targets, both of length 1, so that the product of two panels has the vectors of the targets in its lanes,
-// and takes the maximum over a strip of a few rows while that is in L1: the similarities never reach memory.
+// The first is bound by arithmetic from D ~ 50 on. A task is a group of sources of one sample. The products of a few
+// sources and targets are summed side by side, with channels in the lanes, so that the metric is read where it lies;
+// the similarities of these sources stay in L1. Only vectors whose squares leave the range of float32, and all of
+// float64, are copied first, divided by their lengths.
 //
-// Panels are float32 (float64 for float64), and no order of summation is promised there. So they only tell which
-// targets may be the best, by a bound on their rounding error, and those few are compared by what the definition says:
-// a cosine summed in float64 and rounded to float32. Ties go to the lowest target.
+// A cosine is defined as summed in float64 and rounded to float32; ties go to the lowest target, then to the lowest
+// source. The products are summed in float32 (float64 for float64), with a bound on the error, and what is defined is
+// computed only where this error could change a decision: for all targets that may be the best of a source, if there is
+// more than one, and for the sources that may or may not be among the r best.
 #pragma once
 #include <cstdint>
 
 #include "cpu/types.h"
 
 namespace mlip::cpu {
+
+// The best target of a source.
+struct Proposal {
+  float similarity;  // cosine to it, -inf where there is none
+  float error;       // how far that may lie from the cosine as it is defined; 0 if this is it
+  int64_t target;    // its number
+};
 
 // Tensors are contiguous, except that the metric may have any strides over batch and tokens.
 struct Matching {
@@ -30,8 +39,7 @@ struct Matching {
   const bool* mask;  // [B, N] true for real tokens, or null
 
   // Written by match_similarities:
-  float* similarity;  // [B, S] cosine to the best target, -inf where there is none
-  int64_t* best;      // [B, S] number of that target
+  Proposal* proposals;  // [B, S]
 
   // Written by match_maps:
   int64_t* assignment;  // [B, N]
@@ -52,7 +60,7 @@ struct Matching {
 
 template <typename T>
 struct Similarities : Matching {
-  static constexpr int64_t PANEL = 384 << 10;  // bytes; a panel of each side stays in L2
+  static constexpr int64_t PANEL = 384 << 10;  // bytes; the vectors of each side stay in L2
 
   const T* metric;                     // [B, N, D]
   int64_t stride_batch, stride_token;  // in elements
@@ -69,11 +77,16 @@ struct Similarities : Matching {
   int64_t tasks() const { return batch * groups(); }
 };
 
-// Over tasks: fills similarity and best.
+// Over tasks: fills the proposals.
 template <typename T>
 void match_similarities(const Similarities<T>& problem, int64_t begin, int64_t end);
 
+// The cosine of two tokens of sample b, as it is defined.
+template <typename T>
+float match_exactly(const Similarities<T>& problem, int64_t b, int64_t source, int64_t target);
+
 // Over samples: fills the maps, from what match_similarities left.
-void match_maps(const Matching& problem, int64_t begin, int64_t end);
+template <typename T>
+void match_maps(const Similarities<T>& problem, int64_t begin, int64_t end);
 
 }  // namespace mlip::cpu

@@ -1,11 +1,18 @@
 // Compiled once per instruction set (cpu/simd.h). What it computes and how the work is split: cpu/merging/match.h.
 
-constexpr int MATCH_ROWS = MLIP_VECTOR_BYTES == 64 ? 8 : 4;  // sources, and
-constexpr int MATCH_VECTORS = 2;                             // vectors of targets that registers hold products of
-constexpr int64_t MATCH_CHUNK = 128;                         // elements summed in registers, then added to the strip
+#define MLIP_FULLY_UNROLLED _Pragma("GCC unroll 32")
+#define MLIP_FORCED static inline __attribute__((always_inline))
+
+// Sources, and targets, whose products are summed in registers side by side.
+constexpr int MATCH_ROWS = 4;
+constexpr int MATCH_COLUMNS = MLIP_X86 && MLIP_VECTOR_BYTES < 64 ? 2 : 4;
+constexpr int MATCH_PRODUCTS = MATCH_ROWS * MATCH_COLUMNS;
 
 template <typename A>
-constexpr int MATCH_COLUMNS = MATCH_VECTORS * LANES<A>;
+constexpr int MATCH_VECTORS = MATCH_PRODUCTS / LANES<A>;  // that hold one number for each of these pairs
+
+template <typename A>
+using Lanes = typename VectorOf<A>::bits;
 
 typedef float HalfOfFloats __attribute__((vector_size(MLIP_VECTOR_BYTES / 2)));
 
@@ -40,12 +47,12 @@ static double exact_product(const T* a, const T* b, int64_t width) {
 // Length of a vector, over its largest element for float64, whose squares may leave the range; `norm` is 0 where the
 // vector has no direction: it is zero, or not finite.
 struct Length {
-  double norm, inverse, largest;
+  double norm, largest;
 };
 
 template <typename T>
 static Length length_of(const T* row, int64_t width) {
-  Length length{0, 0, 1};
+  Length length{0, 1};
   if constexpr (sizeof(T) == 8) {
     double largest = 0, squares = 0;
     for (int64_t d = 0; d < width; ++d) largest = largest < std::fabs(row[d]) ? std::fabs(row[d]) : largest;
@@ -56,220 +63,388 @@ static Length length_of(const T* row, int64_t width) {
     length.norm = std::sqrt(exact_product(row, row, width));
   }
   if (!(length.norm > 0 && length.norm < HUGE_VAL)) length.norm = 0;
-  length.inverse = 1 / length.norm;
   return length;
 }
 
-// Normalised elements [d, d + count) of a row, count <= LANES.
+// The cosine as it is defined, of two vectors of these lengths.
+template <typename T>
+static float exact_cosine(const T* a, double norm_a, const T* b, double norm_b, int64_t width) {
+  const double norms = norm_a * norm_b;
+  return norms > 0 ? float(exact_product(a, b, width) / norms) : 0.0f;
+}
+
+template <typename T>
+static float exact_similarity(const Similarities<T>& p, int64_t b, int64_t source, int64_t target) {
+  const T* from = p.metric + b * p.stride_batch;
+  const T* one = from + source * p.stride_token;
+  const T* two = from + target * p.stride_token;
+  return exact_cosine(one, length_of(one, p.width).norm, two, length_of(two, p.width).norm, p.width);
+}
+
+// to[d] = row[d] / its length, zeros where it has no direction.
 template <typename T, typename A = Accumulate<T>>
-static inline Vector<A> direction(const T* row, const Length& length, int64_t d, int64_t count) {
-  const Vector<A> v = count == LANES<A> ? load(row + d) : load(row + d, count);
-  if constexpr (sizeof(T) == 8) {
-    return v / length.largest / length.norm;
-  } else if (0x1p-120 < length.norm && length.norm < 0x1p120) {
-    return v * broadcast(float(length.inverse));
-  } else {
-    Vector<double> wide[2];
-    widen(v, wide);
-    HalfOfFloats halves[2];
-    for (int h = 0; h < 2; ++h) halves[h] = __builtin_convertvector(wide[h] * length.inverse, HalfOfFloats);
-    Vector<A> narrow;
-    std::memcpy(&narrow, halves, sizeof narrow);
-    return narrow;
+static void write_direction(const T* row, int64_t width, A* to) {
+  const Length length = length_of(row, width);
+  if (length.norm == 0) {
+    std::memset(to, 0, size_t(width) * sizeof(A));
+    return;
   }
-}
-
-// to[j][i] = from[i][j] for 4 rows and `count` columns, count <= LANES.
-static inline void transpose(const float (*from)[LANES<float>], int64_t count, float* to, int64_t stride) {
-  int64_t j = 0;
-#if MLIP_X86
-  for (; j + 4 <= count; j += 4) {
-    __m128 rows[4];
-    for (int i = 0; i < 4; ++i) rows[i] = _mm_loadu_ps(from[i] + j);
-    _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
-    for (int i = 0; i < 4; ++i) _mm_storeu_ps(to + (j + i) * stride, rows[i]);
-  }
-#endif
-  for (; j < count; ++j) {
-    for (int i = 0; i < 4; ++i) to[j * stride + i] = from[i][j];
-  }
-}
-
-static inline void transpose(const double (*from)[LANES<double>], int64_t count, double* to, int64_t stride) {
-  for (int64_t j = 0; j < count; ++j) {
-    for (int i = 0; i < 4; ++i) to[j * stride + i] = from[i][j];
-  }
-}
-
-// Panel of rows in tiles of COLUMNS: panel[tile][d][column] = rows[tile COLUMNS + column][d] / its length.
-template <int COLUMNS, typename T, typename A = Accumulate<T>>
-static void pack(const T* sample, int64_t stride, const int64_t* rows, const Length* lengths, int64_t count,
-                 int64_t width, A* panel) {
-  static_assert(COLUMNS % 4 == 0);
-  for (int64_t first = 0; first < count; first += COLUMNS, panel += COLUMNS * width) {
-    for (int64_t from = 0; from < width; from += 4 * LANES<A>) {
-      const int64_t to = from + 4 * LANES<A> < width ? from + 4 * LANES<A> : width;
-      for (int column = 0; column < COLUMNS; column += 4) {
-        for (int64_t d = from; d < to; d += LANES<A>) {
-          const int64_t many = to - d < LANES<A> ? to - d : LANES<A>;
-          A directions[4][LANES<A>] = {};
-          for (int i = 0; i < 4 && first + column + i < count; ++i) {
-            const int64_t row = rows[first + column + i];
-            if (lengths[row].norm > 0) {
-              store(directions[i], direction<T>(sample + row * stride, lengths[row], d, many));
-            }
-          }
-          transpose(directions, many, panel + d * COLUMNS + column, COLUMNS);
-        }
-      }
+  for (int64_t d = 0; d < width; d += LANES<A>) {
+    const int64_t count = width - d < LANES<A> ? width - d : LANES<A>;
+    const Vector<A> v = load(row + d, count);
+    if constexpr (sizeof(T) == 8) {
+      store(to + d, v / length.largest / length.norm, count);
+    } else {
+      Vector<double> wide[2];
+      widen(v, wide);
+      HalfOfFloats halves[2];
+      for (int h = 0; h < 2; ++h) halves[h] = __builtin_convertvector(wide[h] / length.norm, HalfOfFloats);
+      Vector<A> narrow;
+      std::memcpy(&narrow, halves, sizeof narrow);
+      store(to + d, narrow, count);
     }
   }
 }
 
-// strip[i][j] = <row i, column j> for MATCH_ROWS rows and VECTORS vectors of columns. Every product is summed in the
-// same order, whatever the place of its vectors.
-template <int VECTORS, typename A>
-static void multiply(const A* rows, const A* columns, int64_t width, A* strip, int64_t stride) {
-  for (int64_t from = 0; from < width; from += MATCH_CHUNK) {
-    const int64_t to = from + MATCH_CHUNK < width ? from + MATCH_CHUNK : width;
-    Vector<A> sums[MATCH_ROWS][VECTORS] = {};
-    for (int64_t d = from; d < to; ++d) {
-      Vector<A> column[VECTORS];
-#pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; ++v) column[v] = load(columns + d * MATCH_COLUMNS<A> + v * LANES<A>);
-#pragma GCC unroll 8
-      for (int i = 0; i < MATCH_ROWS; ++i) {
-        const Vector<A> row = broadcast(rows[d * MATCH_ROWS + i]);
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) sums[i][v] += row * column[v];
-      }
-    }
-    for (int i = 0; i < MATCH_ROWS; ++i) {
-      for (int v = 0; v < VECTORS; ++v) {
-        A* to_strip = strip + i * stride + v * LANES<A>;
-        store(to_strip, from == 0 ? sums[i][v] : load(to_strip) + sums[i][v]);
-      }
-    }
+// The elements behind the last whole vector of a row, in the upper lanes, zeros below: one load for any width beyond a
+// vector. `first` lanes are zeros.
+template <typename T, typename A = Accumulate<T>>
+struct Tail {
+  int64_t at, count;  // of the load
+  Lanes<A> kept;      // all ones where a lane counts
+
+  explicit Tail(int64_t width) {
+    constexpr int64_t L = LANES<A>;
+    at = width < L ? 0 : width - L;
+    count = width < L ? width : L;
+    for (int64_t k = 0; k < L; ++k) kept[k] = k < count - width % L ? 0 : ~decltype(kept[0] + 0)(0);
   }
-}
-
-// By how much two strip values may differ although the cosines behind them tie or stand the other way round. Rounding:
-// of both elements and of their product, of the sum within a chunk and over chunks, with |a| |b| = 1; and of the
-// cosines to float32.
-template <typename A>
-static A tolerance(int64_t width) {
-  const int64_t roundings = (width < MATCH_CHUNK ? width : MATCH_CHUNK) + width / MATCH_CHUNK + 8;
-  return A(2 * double(roundings) * (sizeof(A) == 8 ? 0x1p-53 : 0x1p-24) + 0x1p-23);
-}
-
-// Best target of one source so far.
-template <typename A>
-struct Best {
-  A approximate;     // highest value of its strips
-  float similarity;  // highest cosine
-  int64_t target;    // whose
+  Vector<A> any(const T* row) const { return count == LANES<A> ? load(row + at) : load(row + at, count); }
+  Vector<A> masked(const T* row) const { return (Vector<A>)((Lanes<A>)any(row) & kept); }
 };
 
-// Folds the strip of source `source` and targets [first, first + count) of `rows` into `best`.
-template <typename T, typename A = Accumulate<T>>
-static void choose(const Similarities<T>& p, const T* sample, const Length* lengths, int64_t source,
-                   const int64_t* rows, int64_t count, const A* strip, A margin, Best<A>& best) {
-  Vector<A> running = broadcast(best.approximate);
-  const int64_t whole = count - count % LANES<A>;
-  for (int64_t j = 0; j < whole; j += LANES<A>) {
-    const Vector<A> v = load(strip + j);
-    running = running < v ? v : running;
+// Sum of squares in float32.
+template <typename T>
+static float squares(const T* row, int64_t width, const Tail<T>& tail) {
+  constexpr int STEP = LANES<float>;
+  Vector<float> sums[4] = {};
+  int64_t d = 0;
+  for (; d + 4 * STEP <= width; d += 4 * STEP) {
+    MLIP_FULLY_UNROLLED for (int k = 0; k < 4; ++k) {
+      const Vector<float> v = load(row + d + k * STEP);
+      sums[k] += v * v;
+    }
   }
-  A lanes[LANES<A>], highest = best.approximate;
-  store(lanes, running);
-  for (int k = 0; k < LANES<A>; ++k) highest = highest < lanes[k] ? lanes[k] : highest;
-  for (int64_t j = whole; j < count; ++j) highest = highest < strip[j] ? strip[j] : highest;
-  best.approximate = highest;
+  for (; d + STEP <= width; d += STEP) {
+    const Vector<float> v = load(row + d);
+    sums[0] += v * v;
+  }
+  if (d < width) {
+    const Vector<float> v = tail.masked(row);
+    sums[1] += v * v;
+  }
+  return sum<float>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
 
-  const A least = highest - margin;
-  for (int64_t j = 0; j < count; ++j) {
-    if (strip[j] < least) continue;
-    float cosine = 0;
-    if constexpr (sizeof(T) == 8) {
-      cosine = float(strip[j]);
-    } else if (const double norms = lengths[source].norm * lengths[rows[j]].norm; norms > 0) {
-      const T *a = sample + source * p.stride_token, *b = sample + rows[j] * p.stride_token;
-      cosine = float(exact_product(a, b, p.width) / norms);
+// Where lane `k` of a step of `fold` comes from: blocks of 2 HALF lanes of two vectors are cut in halves, and part 0 or
+// 1 of each taken, within 16 bytes where a block is not longer.
+template <typename A>
+constexpr int folded_from(int half, int part, int k) {
+  constexpr int L = LANES<A>, QUARTER = 16 / int(sizeof(A));
+  const int unit = half < QUARTER ? QUARTER : L, at = k % unit, within = at % (unit / 2);
+  return k / unit * unit + within / half * 2 * half + part * half + within % half + (at < unit / 2 ? 0 : L);
+}
+
+template <typename A, int HALF, int PART, int... K>
+MLIP_FORCED Vector<A> fold_part(Vector<A> a, Vector<A> b, std::integer_sequence<int, K...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, folded_from<A>(HALF, PART, K)...);
+#else
+  return __builtin_shuffle(a, b, (Lanes<A>){folded_from<A>(HALF, PART, K)...});
+#endif
+}
+
+// LANES vectors to one whose lanes are their sums, lane `k` that of vector `folded_vector(k)`.
+template <typename A, int HALF = LANES<A> / 2>
+MLIP_FORCED void fold(Vector<A>* sums) {
+  if constexpr (HALF > 0) {
+    constexpr auto ALL = std::make_integer_sequence<int, LANES<A>>{};
+    MLIP_FULLY_UNROLLED for (int k = 0; k < HALF; ++k) {
+      const Vector<A> a = sums[2 * k], b = sums[2 * k + 1];
+      sums[k] = fold_part<A, HALF, 0>(a, b, ALL) + fold_part<A, HALF, 1>(a, b, ALL);
     }
-    if (cosine > best.similarity) {
-      best.similarity = cosine;
-      best.target = (rows[j] - p.first_target()) / 2;
-    }
+    fold<A, HALF / 2>(sums);
   }
 }
+
+template <typename A>
+constexpr int folded_lane(int vector) {
+  constexpr int QUARTER = 16 / int(sizeof(A)), QUARTERS = LANES<A> / QUARTER;
+  return vector % QUARTERS * QUARTER + vector / QUARTERS;
+}
+
+// to[m] lane l = <row i, column j> with i + MATCH_ROWS j = m LANES + l.
+template <typename T, typename A = Accumulate<T>>
+static void products(const T* const* rows_, const T* const* columns_, int64_t width, const Tail<T>& tail,
+                     Vector<A>* to) {
+  constexpr int L = LANES<A>;
+  const T *rows[MATCH_ROWS], *columns[MATCH_COLUMNS];
+  std::memcpy(rows, rows_, sizeof rows);
+  std::memcpy(columns, columns_, sizeof columns);
+  Vector<A> sums[MATCH_COLUMNS][MATCH_ROWS] = {};
+  const int64_t whole = width - width % L;
+  for (int64_t d = 0; d < whole; d += L) {
+    Vector<A> row[MATCH_ROWS];
+    MLIP_FULLY_UNROLLED for (int i = 0; i < MATCH_ROWS; ++i) row[i] = load(rows[i] + d);
+    MLIP_FULLY_UNROLLED for (int j = 0; j < MATCH_COLUMNS; ++j) {
+      const Vector<A> column = load(columns[j] + d);
+      MLIP_FULLY_UNROLLED for (int i = 0; i < MATCH_ROWS; ++i) sums[j][i] += row[i] * column;
+    }
+  }
+  if (whole < width) {
+    Vector<A> row[MATCH_ROWS];
+    for (int i = 0; i < MATCH_ROWS; ++i) row[i] = tail.any(rows[i]);
+    MLIP_FULLY_UNROLLED for (int j = 0; j < MATCH_COLUMNS; ++j) {
+      const Vector<A> column = tail.masked(columns[j]);
+      MLIP_FULLY_UNROLLED for (int i = 0; i < MATCH_ROWS; ++i) sums[j][i] += row[i] * column;
+    }
+  }
+  MLIP_FULLY_UNROLLED for (int m = 0; m < MATCH_VECTORS<A>; ++m) {
+    Vector<A> parts[L];
+    MLIP_FULLY_UNROLLED for (int k = 0; k < L; ++k) {
+      const int pair = m * L + folded_lane<A>(k);
+      parts[k] = sums[pair / MATCH_ROWS][pair % MATCH_ROWS];
+    }
+    fold<A>(parts);
+    to[m] = parts[0];
+  }
+}
+
+// How far a cosine of `products`, with lengths by `squares`, may lie from the one that is defined: roundings of the
+// elements, of their products and sums, of both lengths, with |a| |b| = 1; and of the definition to float32.
+template <typename A>
+static A rounding_error(int64_t width) {
+  const double roundings = 2.0 * double(width / LANES<A> + 9) + 9;
+  return A(roundings * (sizeof(A) == 8 ? 0x1p-53 : 0x1p-24) + (sizeof(A) == 8 ? 0x1p-24 : 0));
+}
+
+// What is known of the best target of one source. `highest` is the highest approximate cosine so far, `second` the
+// highest of another target.
+template <typename A>
+struct Best {
+  A highest, second;
+  Proposal proposal;
+};
 
 static inline int64_t rounded_up(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
-template <typename T, typename A = Accumulate<T>>
+// Tokens of one side, a whole number of tiles: what fills the last one repeats a token, with a scale of NaN, which no
+// comparison prefers.
+template <typename A>
+struct Tokens {
+  int64_t count;
+  const int64_t* number;  // in the sequence
+  const void** vectors;
+  A* scale;  // 1 / length
+};
+
+// Points `vectors` at the tokens as they are. Whether their lengths and products are far from the ends of the range.
+template <typename T>
+static bool point_at(const Similarities<T>& p, const T* sample, const Tail<T>& tail, int64_t padded,
+                     Tokens<Accumulate<T>>& tokens) {
+  bool ordinary = true;
+  for (int64_t k = 0; k < padded; ++k) {
+    const T* row = sample + tokens.number[k < tokens.count ? k : tokens.count - 1] * p.stride_token;
+    tokens.vectors[k] = row;
+    if (k >= tokens.count) {
+      tokens.scale[k] = Accumulate<T>(NAN);
+    } else if constexpr (sizeof(T) < 8) {
+      const float sum = squares(row, p.width, tail);
+      ordinary = ordinary && 0x1p-80f < sum && sum < 0x1p80f;
+      tokens.scale[k] = 1 / std::sqrt(sum);
+    }
+  }
+  return sizeof(T) < 8 && ordinary;
+}
+
+// Points `vectors` at copies of length 1.
+template <typename T>
+static void point_at_directions(const Similarities<T>& p, const T* sample, int64_t padded, Accumulate<T>* copies,
+                                Tokens<Accumulate<T>>& tokens) {
+  for (int64_t k = 0; k < padded; ++k) {
+    const int64_t copy = k < tokens.count ? k : tokens.count - 1;
+    tokens.vectors[k] = copies + copy * p.width;
+    if (k >= tokens.count) continue;
+    write_direction(sample + tokens.number[k] * p.stride_token, p.width, copies + k * p.width);
+    tokens.scale[k] = 1;
+  }
+}
+
+// Working memory of one thread.
+template <typename T>
+struct MatchRoom {
+  using A = Accumulate<T>;
+  int64_t sources, targets;  // sizes of a group and of a block, in whole tiles
+  Scratch numbers, vectors, scales, strips, norms, bests, copies;
+
+  static int64_t block_of(const Similarities<T>& p) {
+    const int64_t fitting = p.PANEL / p.row_bytes(), most = fitting < 16 ? 16 : fitting < 512 ? fitting : 512;
+    return rounded_up(p.targets() < most ? p.targets() : most - most % MATCH_COLUMNS, MATCH_COLUMNS);
+  }
+  explicit MatchRoom(const Similarities<T>& p)
+      : sources(rounded_up(p.group(), MATCH_ROWS)),
+        targets(block_of(p)),
+        numbers(size_t(sources + p.targets()) * sizeof(int64_t), false),
+        vectors(size_t(sources + targets) * sizeof(void*), false),
+        scales(size_t(sources + targets * (1 + MATCH_ROWS)) * sizeof(A), false),
+        strips(size_t(targets * MATCH_ROWS) * sizeof(A), false),
+        norms(size_t(p.tokens) * sizeof(double), false),
+        bests(size_t(sources) * sizeof(Best<A>), false),
+        copies(size_t((sources + targets) * p.row_bytes()), false) {}
+};
+
+// Folds the approximate cosines of MATCH_ROWS sources with one block of targets into what is known of the sources.
+template <typename T, typename E, typename A = Accumulate<T>>
+static void match_tile(const Similarities<T>& p, const T* sample, const Tail<E>& tail, const Tokens<A>& sources,
+                       int64_t first_source, const Tokens<A>& targets, const A* spread_scale, bool last_of_one,
+                       A* strip, double* norms, Best<A>* best) {
+  constexpr int V = MATCH_VECTORS<A>, L = LANES<A>;
+  const auto* rows = reinterpret_cast<const E* const*>(sources.vectors + first_source);
+  const auto* columns = reinterpret_cast<const E* const*>(targets.vectors);
+  Vector<A> highest[V], second[V], v[V];
+  Lanes<A> tile[V] = {};
+  for (int m = 0; m < V; ++m) highest[m] = second[m] = broadcast(A(-HUGE_VALF));
+  for (int64_t j = 0; j < targets.count; j += MATCH_COLUMNS) {
+    products<E>(rows, columns + j, p.width, tail, v);
+    for (int m = 0; m < V; ++m) {
+      const Vector<A> value = v[m] * load(spread_scale + j * MATCH_ROWS + m * L);
+      store(strip + j * MATCH_ROWS + m * L, value);
+      const auto higher = highest[m] < value;
+      const Vector<A> lower = higher ? highest[m] : value;
+      second[m] = second[m] < lower ? lower : second[m];
+      highest[m] = higher ? value : highest[m];
+      tile[m] = higher ? (Lanes<A>{} + decltype(tile[m][0] + 0)(j)) : tile[m];
+    }
+  }
+
+  const A error = rounding_error<A>(p.width);
+  A all_highest[MATCH_PRODUCTS], all_second[MATCH_PRODUCTS];
+  decltype(tile[0][0] + 0) all_tile[MATCH_PRODUCTS];
+  for (int m = 0; m < V; ++m) {
+    store(all_highest + m * L, highest[m]);
+    store(all_second + m * L, second[m]);
+    std::memcpy(all_tile + m * L, &tile[m], sizeof tile[m]);
+  }
+  for (int i = 0; i < MATCH_ROWS && first_source + i < sources.count; ++i) {
+    Best<A>& known = best[first_source + i];
+    const A scale = sources.scale[first_source + i];
+    int64_t winner = 0;
+    for (int k = i; k < MATCH_PRODUCTS; k += MATCH_ROWS) {
+      const A high = all_highest[k] * scale, next = all_second[k] * scale;
+      if (high > known.highest) {
+        known.second = known.highest < next ? next : known.highest;
+        known.highest = high;
+        winner = int64_t(all_tile[k]) + k / MATCH_ROWS;
+      } else if (high > known.second) {
+        known.second = high;
+      }
+    }
+    const auto number = [&](int64_t j) { return (targets.number[j] - p.first_target()) / 2; };
+    const A least = known.highest - 2 * error;
+    if (last_of_one && known.second < least) {
+      known.proposal = {float(known.highest), sizeof(T) == 8 ? 0.0f : float(error), number(winner)};
+      continue;
+    }
+    // Rounding may have changed their order.
+    for (int64_t j = 0; j < targets.count; ++j) {
+      const A value = strip[j * MATCH_ROWS + i] * scale;
+      if (!(value >= least)) continue;
+      float cosine = float(value);
+      if constexpr (sizeof(T) < 8) {
+        const int64_t pair[2] = {sources.number[first_source + i], targets.number[j]};
+        const T* row[2];
+        for (int k = 0; k < 2; ++k) {
+          row[k] = sample + pair[k] * p.stride_token;
+          if (norms[pair[k]] < 0) norms[pair[k]] = length_of(row[k], p.width).norm;
+        }
+        cosine = exact_cosine(row[0], norms[pair[0]], row[1], norms[pair[1]], p.width);
+      }
+      if (cosine > known.proposal.similarity) known.proposal = {cosine, 0, number(j)};
+    }
+  }
+}
+
+template <typename T, typename E, typename A = Accumulate<T>>
+static void match_block(const Similarities<T>& p, const T* sample, const Tokens<A>& sources, const Tokens<A>& targets,
+                        bool last_of_one, MatchRoom<T>& room, A* spread_scale) {
+  const Tail<E> tail(p.width);
+  for (int64_t j = 0; j < rounded_up(targets.count, MATCH_COLUMNS); ++j) {
+    for (int i = 0; i < MATCH_ROWS; ++i) spread_scale[j * MATCH_ROWS + i] = targets.scale[j];
+  }
+  for (int64_t i = 0; i < sources.count; i += MATCH_ROWS) {
+    match_tile<T, E>(p, sample, tail, sources, i, targets, spread_scale, last_of_one, room.strips.template as<A>(),
+                     room.norms.template as<double>(), room.bests.template as<Best<A>>());
+  }
+}
+
+template <typename T>
 static void similarities(const Similarities<T>& p, int64_t begin, int64_t end) {
-  constexpr int COLUMNS = MATCH_COLUMNS<A>;
-  const int64_t group = p.group(), targets = p.targets();
-  const int64_t fitting = p.PANEL / p.row_bytes() / COLUMNS * COLUMNS;
-  const int64_t most = fitting < COLUMNS ? COLUMNS : fitting < 512 ? fitting : 512;
-  const int64_t block = most < targets ? most : rounded_up(targets, COLUMNS);
-  Scratch source_memory(size_t(rounded_up(group, MATCH_ROWS) * p.row_bytes()));
-  Scratch target_memory(size_t(block * p.row_bytes())), strip_memory(size_t(MATCH_ROWS * block) * sizeof(A));
-  Scratch length_memory(size_t(p.tokens) * sizeof(Length)), best_memory(size_t(group) * sizeof(Best<A>));
-  Scratch row_memory(size_t(group + targets) * sizeof(int64_t));
-  A *source_panel = source_memory.as<A>(), *target_panel = target_memory.as<A>(), *strip = strip_memory.as<A>();
-  Length* lengths = length_memory.as<Length>();
-  Best<A>* best = best_memory.as<Best<A>>();
-  int64_t *source_rows = row_memory.as<int64_t>(), *target_rows = source_rows + group;
-  const A margin = tolerance<A>(p.width);
+  using A = Accumulate<T>;
+  const int64_t group = p.group();
+  const Tail<T> tail(p.width);
+  MatchRoom<T> room(p);
+  const int64_t block = room.targets;
+  auto* best = room.bests.template as<Best<A>>();
+  auto* norms = room.norms.template as<double>();
+  auto* source_number = room.numbers.template as<int64_t>();
+  int64_t* target_number = source_number + room.sources;
+  auto* vectors = room.vectors.template as<const void*>();
+  A *scales = room.scales.template as<A>(), *copies = room.copies.template as<A>();
+  A* spread_scale = scales + room.sources + room.targets;
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t b = task / p.groups(), first = task % p.groups() * group;
     const int64_t last = first + group < p.sources() ? first + group : p.sources();
     const T* sample = p.metric + b * p.stride_batch;
     int64_t source_count = 0, target_count = 0;
-    for (int64_t t = 0; t < targets; ++t) {
+    for (int64_t t = 0; t < p.targets(); ++t) {
       const int64_t n = p.first_target() + 2 * t;
-      if (p.real(b, n)) target_rows[target_count++] = n;
+      if (p.real(b, n)) target_number[target_count++] = n;
     }
     for (int64_t s = first; s < last; ++s) {
       const int64_t n = p.first_source() + 2 * s;
-      p.similarity[b * p.sources() + s] = -HUGE_VALF;
-      p.best[b * p.sources() + s] = 0;
-      if (p.real(b, n) && target_count > 0) source_rows[source_count++] = n;
+      p.proposals[b * p.sources() + s] = {-HUGE_VALF, 0, 0};
+      if (p.real(b, n) && target_count > 0) source_number[source_count++] = n;
     }
-    for (int64_t k = 0; k < source_count; ++k) {
-      lengths[source_rows[k]] = length_of(sample + source_rows[k] * p.stride_token, p.width);
-      best[k] = {A(-4), -HUGE_VALF, 0};  // less than any cosine
-    }
-    pack<MATCH_ROWS, T>(sample, p.stride_token, source_rows, lengths, source_count, p.width, source_panel);
+    if (source_count == 0) continue;
+    for (int64_t n = 0; n < p.tokens; ++n) norms[n] = -1;
+    for (int64_t k = 0; k < source_count; ++k) best[k] = {A(-HUGE_VALF), A(-HUGE_VALF), {-HUGE_VALF, 0, 0}};
 
-    for (int64_t from = 0; source_count > 0 && from < target_count; from += block) {
-      const int64_t* rows = target_rows + from;
+    Tokens<A> sources{source_count, source_number, vectors, scales};
+    const int64_t padded = rounded_up(source_count, MATCH_ROWS);
+    bool as_they_are = point_at(p, sample, tail, padded, sources);
+    if (!as_they_are) point_at_directions(p, sample, padded, copies, sources);
+    for (int64_t from = 0; from < target_count; from += block) {
       const int64_t count = target_count - from < block ? target_count - from : block;
-      for (int64_t j = 0; j < count; ++j) {
-        lengths[rows[j]] = length_of(sample + rows[j] * p.stride_token, p.width);
+      const int64_t padded_count = rounded_up(count, MATCH_COLUMNS);
+      Tokens<A> targets{count, target_number + from, vectors + room.sources, scales + room.sources};
+      const bool ordinary = point_at(p, sample, tail, padded_count, targets);
+      if (as_they_are && ordinary) {
+        match_block<T, T>(p, sample, sources, targets, count == target_count, room, spread_scale);
+        continue;
       }
-      pack<COLUMNS, T>(sample, p.stride_token, rows, lengths, count, p.width, target_panel);
-      for (int64_t k = 0; k < source_count; k += MATCH_ROWS) {
-        const A* source_tile = source_panel + k * p.width;
-        for (int64_t j = 0; j < count; j += COLUMNS) {
-          if (count - j > LANES<A>) {
-            multiply<MATCH_VECTORS>(source_tile, target_panel + j * p.width, p.width, strip + j, block);
-          } else {
-            multiply<1>(source_tile, target_panel + j * p.width, p.width, strip + j, block);
-          }
-        }
-        for (int64_t i = 0; i < MATCH_ROWS && k + i < source_count; ++i) {
-          choose<T>(p, sample, lengths, source_rows[k + i], rows, count, strip + i * block, margin, best[k + i]);
-        }
-      }
+      if (as_they_are) point_at_directions(p, sample, padded, copies, sources);
+      as_they_are = false;
+      point_at_directions(p, sample, padded_count, copies + room.sources * p.width, targets);
+      match_block<T, A>(p, sample, sources, targets, count == target_count, room, spread_scale);
     }
     for (int64_t k = 0; k < source_count; ++k) {
-      const int64_t s = b * p.sources() + (source_rows[k] - p.first_source()) / 2;
-      p.similarity[s] = best[k].similarity;
-      p.best[s] = best[k].target;
+      p.proposals[b * p.sources() + (source_number[k] - p.first_source()) / 2] = best[k].proposal;
     }
   }
 }
+
+#undef MLIP_FULLY_UNROLLED
+#undef MLIP_FORCED
