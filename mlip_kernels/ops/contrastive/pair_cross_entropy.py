@@ -116,7 +116,7 @@ _backward = define(
     " Tensor column_terms, bool both, float label_smoothing) -> Tensor grad_logits",
     reference=pair_cross_entropy_backward,
     fake=_fake_backward,
-    triton="mlip_kernels.triton.contrastive.pair_cross_entropy:pair_cross_entropy_backward",
+    triton="mlip_kernels.triton.contrastive.pair_cross_entropy_backward:pair_cross_entropy_backward",
 )
 
 
