@@ -185,6 +185,12 @@ def test_gradient_is_that_of_finite_differences(reference_path):
         gradient.sum().backward()
 
 
+def test_forward_mode_derivatives_are_those_of_torch():
+    logits, tangent = matrix(7, 7), torch.randn(7, 7, dtype=torch.float64)
+    (_, found), (_, expected) = (torch.func.jvp(f, (logits,), (tangent,)) for f in (pair_cross_entropy, by_torch))
+    assert_close(found + 1, expected + 1)
+
+
 @pytest.mark.parametrize("value", [float("-inf"), float("inf"), float("nan")])
 @pytest.mark.parametrize("where", [(2, 5), (5, 5), (slice(None), 3), (4, slice(None))])
 def test_infinities_and_nan_mean_what_they_mean_in_torch(where, value):

@@ -13,10 +13,11 @@
 //   forward     reads B C logits, and writes and reads again 2 numbers for each column and block of rows
 //   backward    reads B C logits, and writes B C of their gradient
 //
-// Both are bound by memory, in half precision by the exponentials. There is one for each logit and pass: exp(l) itself,
-// which serves the row and the column alike, wherever all maxima of a tile (all log-sum-exps that a row of the gradient
-// meets) are of a size at which it neither overflows nor rounds to 0; then l needs no subtraction, whose rounding would
-// count. Elsewhere, there are two, of distances from the line's own largest.
+// Both are bound by the exponentials, about 20 instructions for each vector; the backward pass of a matrix that no
+// cache holds, by memory. There is one for each logit and pass: exp(l) itself, which serves the row and the column
+// alike, wherever all maxima of a tile (all log-sum-exps that a row of the gradient meets) are of a size at which it
+// neither overflows nor rounds to 0; then l needs no subtraction, whose rounding would count. Elsewhere, there are two,
+// of distances from the line's own largest.
 //
 // A task of the forward pass is a block of rows. It walks over tiles of them that fit the second-level cache, and
 // leaves for each column its largest logit and the sum of exponentials below it. Blocks are merged in order; how rows

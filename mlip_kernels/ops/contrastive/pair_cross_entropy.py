@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlip_kernels._library import define, differentiate, reference_requested
+from mlip_kernels._library import define, differentiate, plain_needed
 from mlip_kernels.ops.arguments import check_choice, check_number, check_same_device, check_shape, check_tensor
 from mlip_kernels.reference.contrastive.pair_cross_entropy import pair_cross_entropy as reference_pair_cross_entropy
 from mlip_kernels.reference.contrastive.pair_cross_entropy import (
@@ -75,7 +75,7 @@ def pair_cross_entropy(
     check_shape("labels", labels, (rows,), "[B]")
     check_same_device("labels", labels, "logits", logits)
 
-    if reference_requested():
+    if plain_needed():
         loss = reference_pair_cross_entropy(logits, labels, both, label_smoothing)
     else:
         loss = _forward(logits, labels, both, label_smoothing)[0]
@@ -116,7 +116,7 @@ _backward = define(
     " Tensor column_terms, bool both, float label_smoothing) -> Tensor grad_logits",
     reference=pair_cross_entropy_backward,
     fake=_fake_backward,
-    triton="mlip_kernels.triton.contrastive.pair_cross_entropy:pair_cross_entropy_backward",
+    triton="mlip_kernels.triton.contrastive.pair_cross_entropy_backward:pair_cross_entropy_backward",
 )
 
 

@@ -1,7 +1,6 @@
 """Cross-entropy over the rows of a matrix of logits l [B, C], or (B = C) its mean with the same over the columns.
 
     row i:     log sum_j exp(l_ij) - l_i,label(i)         column j:     log sum_i exp(l_ij) - l_label(j),j
-    dl_ij = grad / 2 (exp(l_ij - lse_row_i) + exp(l_ij - lse_column_j) - targets)
 
     l [B, C] float32, float16 or bfloat16     labels [B] int64     log-sum-exps float32, in two terms each: the largest
                                                                    logit of a line and the log of the sum below it
@@ -10,18 +9,14 @@
     tiles       B C l                                        B C / 16 + B C / 8 bytes of partials 2 B C
     finish      the partials, 2 B l                          4 B float32                          B C / 128 + B C / 64
     loss        32 bytes for 128 lines                       1 float32
-    backward    B C l, 4 B float32 for each row of tiles     B C dl                               2 B C
-    targets     2 B l, 4 B float32                           2 B dl                               4 B
 
-Bound by memory: beside 4 (8 with backward) bytes, an element of float32 takes two exponentials; in half precision these
-take about as long as the memory does.
+Bound by memory: beside 4 bytes, an element of float32 takes two exponentials; in half precision these take about as
+long as the memory does.
 
 tiles: a program owns ROWS x COLUMNS logits, which it reads once. It leaves for each of its rows and columns the largest
 logit and the sum of exponentials below that, for rows also, with smoothing, the sum of distances from it. finish: a
 program owns LINES rows or columns and merges what the tiles left, in order; their loss is added up in float64. loss:
 one program adds that up in order. No atomics: the result is bitwise the same from run to run.
-
-backward writes what the gradient is without targets, elementwise; targets then writes the 2 B elements that are one.
 """
 
 from __future__ import annotations
@@ -34,9 +29,7 @@ from torch import Tensor
 from mlip_kernels.triton.layouts import with_unit_stride
 
 ROWS, COLUMNS = 64, 128  # of a tile
-BACKWARD_ROWS, BACKWARD_COLUMNS = 128, 64  # few columns, whose terms every warp reads
 LINES = 128
-TARGETS = 128
 NUM_WARPS = 8
 
 
@@ -225,85 +218,6 @@ def contrastive_pair_cross_entropy_loss_forward_kernel(
     tl.store(loss, result.to(tl.float32))
 
 
-@triton.jit
-def contrastive_pair_cross_entropy_backward_kernel(
-    grad,  # 0-d
-    logits,  # [B, C], unit stride in C
-    row_terms,  # [2, B]
-    column_terms,  # [2, C] if BOTH
-    grad_logits,  # [B, C]
-    B,
-    C,
-    stride,
-    even,  # what smoothing takes from every probability, of rows and columns
-    BOTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    column_tiles = tl.cdiv(C, COLUMNS)
-    row = (tl.program_id(0) // column_tiles * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    column = tl.program_id(0) % column_tiles * COLUMNS + tl.arange(0, COLUMNS)
-    there = (row < B)[:, None] & (column < C)[None, :]
-    value = tl.load(logits + row[:, None] * stride + column[None, :], mask=there, other=0.0).to(tl.float32)
-    largest = tl.load(row_terms + row, mask=row < B, other=0.0)
-    log = tl.load(row_terms + B + row, mask=row < B, other=0.0)
-    probability = tl.exp((value - largest[:, None]) - log[:, None])
-    weight = tl.load(grad)
-    if BOTH:
-        largest = tl.load(column_terms + column, mask=column < C, other=0.0)
-        log = tl.load(column_terms + C + column, mask=column < C, other=0.0)
-        probability += tl.exp((value - largest[None, :]) - log[None, :])
-        weight *= 0.5
-    result = (probability - even) * weight
-    to = grad_logits + row[:, None] * C + column[None, :]
-    tl.store(to, result.to(grad_logits.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def _less_target(value, terms, line, lines, is_target, mask, even, smoothing):
-    """The probability of a logit in its line, less the target."""
-    largest = tl.load(terms + line, mask=mask, other=0.0)
-    log = tl.load(terms + lines + line, mask=mask, other=0.0)
-    return (tl.exp((value - largest) - log) - even) - tl.where(is_target, 1.0 - smoothing, 0.0)
-
-
-@triton.jit
-def contrastive_pair_cross_entropy_targets_backward_kernel(
-    grad,
-    logits,
-    labels,
-    row_terms,
-    column_terms,
-    grad_logits,
-    B,
-    C,
-    stride,
-    even,  # what smoothing takes from every probability, of rows or of columns
-    smoothing,
-    BOTH: tl.constexpr,
-    TARGETS: tl.constexpr,
-):
-    i = (tl.program_id(0) * TARGETS + tl.arange(0, TARGETS)).to(tl.int64)
-    label = tl.load(labels + i, mask=i < B, other=-1)
-    named = (label >= 0) & (label < C)
-    weight = tl.load(grad)
-
-    value = tl.load(logits + i * stride + label, mask=named, other=0.0).to(tl.float32)
-    result = _less_target(value, row_terms, i, B, named, named, even, smoothing)
-    if BOTH:
-        weight *= 0.5
-        mutual = tl.load(labels + label, mask=named, other=-1) == i
-        result += _less_target(value, column_terms, label, C, mutual, named, even, smoothing)
-    tl.store(grad_logits + i * C + label, (result * weight).to(grad_logits.dtype.element_ty), mask=named)
-
-    if BOTH:  # the target of column i, unless it was that of a row
-        alone = named & ~mutual
-        value = tl.load(logits + label * stride + i, mask=alone, other=0.0).to(tl.float32)
-        result = _less_target(value, column_terms, i, C, alone, alone, even, smoothing)
-        result += _less_target(value, row_terms, label, B, mutual, alone, even, smoothing)
-        tl.store(grad_logits + label * C + i, (result * weight).to(grad_logits.dtype.element_ty), mask=alone)
-
-
 def pair_cross_entropy(
     logits: Tensor, labels: Tensor, both: bool, label_smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -354,54 +268,3 @@ def pair_cross_entropy(
         row_sums, column_sums, loss, rows, columns, label_smoothing, BOTH=both, SMOOTH=smooth, LINES=LINES
     )
     return loss, row_terms, column_terms
-
-
-def pair_cross_entropy_backward(
-    grad: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    row_terms: Tensor,
-    column_terms: Tensor,
-    both: bool,
-    label_smoothing: float,
-) -> Tensor:
-    """``mlip_kernels::contrastive_pair_cross_entropy_backward`` on CUDA tensors."""
-    rows, columns = logits.shape
-    grad_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    if grad_logits.numel() == 0:
-        return grad_logits
-    logits, labels = with_unit_stride(logits), labels.contiguous()
-    row_terms, column_terms = row_terms.contiguous(), column_terms.contiguous()
-    even = label_smoothing / columns
-    tiles = triton.cdiv(rows, BACKWARD_ROWS) * triton.cdiv(columns, BACKWARD_COLUMNS)
-    contrastive_pair_cross_entropy_backward_kernel[tiles,](
-        grad,
-        logits,
-        row_terms,
-        column_terms,
-        grad_logits,
-        rows,
-        columns,
-        logits.stride(0),
-        (2 if both else 1) * even,
-        BOTH=both,
-        ROWS=BACKWARD_ROWS,
-        COLUMNS=BACKWARD_COLUMNS,
-        num_warps=NUM_WARPS,
-    )
-    contrastive_pair_cross_entropy_targets_backward_kernel[triton.cdiv(rows, TARGETS),](
-        grad,
-        logits,
-        labels,
-        row_terms,
-        column_terms,
-        grad_logits,
-        rows,
-        columns,
-        logits.stride(0),
-        even,
-        label_smoothing,
-        BOTH=both,
-        TARGETS=TARGETS,
-    )
-    return grad_logits
