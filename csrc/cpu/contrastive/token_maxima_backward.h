@@ -12,6 +12,12 @@
 // are listed by destination; then each destination reads the tokens of its list, a slice of channels at a time, with
 // its sums in registers.
 //
+// Where AVX-512 widens, multiplies and adds 16 channels in half a cycle, reading them takes 0.9, and a list costs 5
+// cycles a term: over a quarter of the time for 256 channels. For both sides that is about (N + M) (10 + 0.1 D) cycles
+// a pair. A bfloat16 product of all tokens takes N M D / 64, of which this is about a half for 49 x 32 tokens of 256
+// channels and a quarter for 49 x 77 of 512. A block that fits the first-level cache reads faster, but its lists are
+// too short to gain by it.
+//
 // Each row is written by one thread, which adds the terms of each few texts, then their sums, in an order that follows
 // from the shapes alone: the bits do not depend on the number of threads.
 #pragma once
