@@ -13,7 +13,7 @@ from mlip_kernels.testing import assert_as_accurate, assert_identical, permuted
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default
 BACKWARD = torch.ops.mlip_kernels.contrastive_token_maxima_backward.default
-BACKENDS = ("triton",)
+BACKENDS = ("triton", "cuda")
 SINGLE, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 ODD = (3, 49, 11, 37, 33)  # B, N, C, M, D: tails in every direction, texts in two groups
 MANY_ROWS = (2, 150, 3, 40, 33)  # a tile has 64 tokens of an image, and 32 of each of 4 texts
@@ -143,7 +143,7 @@ def test_maps_of_more_than_a_byte(cuda, dtype):
 def test_what_is_not_wanted_is_not_kept_and_changes_nothing(cuda, dtype):
     arguments = problem(*MANY_ROWS, dtype=dtype)
     everything = forward(cuda, arguments)
-    for keep_best, keep_maxima in ((True, False), (False, False)):
+    for keep_best, keep_maxima in ((True, False), (False, True), (False, False)):
         kept = (True, True, keep_best, keep_best, keep_maxima, keep_maxima)
         results = forward(cuda, arguments, keep_best, keep_maxima)
         for actual, expected, wanted in zip(results, everything, kept, strict=True):
