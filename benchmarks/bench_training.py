@@ -129,7 +129,7 @@ def test_timm(benchmark, ratios, mode):
     benchmark.group = f"timm's ViT-S/16 with r={R}, {mode}, {IMAGES} images"
     others = {"unpatched": vit(), "as ToMe does": as_tome_does(R)}
     others = {name: run(model, IMAGES, mode) for name, model in others.items()}
-    ratios(run(vit(R), IMAGES, mode), others, rounds=4)
+    ratios(run(vit(R), IMAGES, mode), others, rounds=3)
 
 
 @pytest.mark.parametrize("r", [0, R])
@@ -137,4 +137,4 @@ def test_timm_with_one_image(benchmark, ratios, r):
     """Where little is computed, the patch itself must not cost more than it saves."""
     benchmark.group = f"timm's ViT-S/16 with r={r}, inference, one image"
     others = {"unpatched": run(vit(), 1, "inference"), "as ToMe does": run(as_tome_does(r), 1, "inference")}
-    ratios(run(vit(r), 1, "inference"), others, rounds=40)
+    ratios(run(vit(r), 1, "inference"), others, rounds=30)

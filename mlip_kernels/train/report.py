@@ -105,9 +105,23 @@ def merged_pictures(model: MLIP, images: Tensor) -> Tensor:
     model.eval()
     device = next(model.parameters()).device
     origin = model.encode_image_tokens(images.to(device))[0].origin.cpu()
-    height, width = model.visual.grid
+    return painted(denormalize(images), origin, model.visual.grid)
+
+
+def painted(images: Tensor, origin: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Images whose patches show the mean colour of their token, with lines between tokens.
+
+    Args:
+        images: ``[B, 3, S, S]`` in [0, 1].
+        origin: ``[B, H·W]`` the token of each patch.
+        grid: patches in a column and in a row, H and W.
+
+    Returns:
+        ``[B, 3, S, S]`` in [0, 1].
+    """
+    height, width = grid
     side = images.shape[-1] // width
-    patches = torch.nn.functional.avg_pool2d(denormalize(images), side).flatten(2)
+    patches = torch.nn.functional.avg_pool2d(images, side).flatten(2)
     tokens = int(origin.max()) + 1
     index = origin[:, None].expand_as(patches)
     total = patches.new_zeros(*patches.shape[:2], tokens).scatter_add_(2, index, patches)

@@ -292,6 +292,7 @@ def test_intermediates_have_timms_forms():
     forms = [
         {"indices": 2, "norm": True, "output_fmt": "NLC", "return_prefix_tokens": True},
         {"indices": [1], "stop_early": True, "intermediates_only": True},
+        {"indices": [2, 0]},  # come in the order of the blocks
         {"output_dict": True, "return_prefix_tokens": True},
         {"output_dict": True, "intermediates_only": True},
     ]
