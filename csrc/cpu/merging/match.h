@@ -60,7 +60,7 @@ struct Matching {
 
 template <typename T>
 struct Similarities : Matching {
-  static constexpr int64_t PANEL = 384 << 10;  // bytes; the vectors of each side stay in L2
+  static constexpr int64_t PANEL = 448 << 10;  // bytes; the vectors of each side stay in L2
 
   const T* metric;                     // [B, N, D]
   int64_t stride_batch, stride_token;  // in elements
@@ -75,6 +75,11 @@ struct Similarities : Matching {
   }
   int64_t groups() const { return (sources() + group() - 1) / group(); }
   int64_t tasks() const { return batch * groups(); }
+
+  // Whether tasks are samples in one piece, and the second-level cache has room for the next one too.
+  bool read_ahead() const {
+    return groups() == 1 && stride_token == width && tokens * width * int64_t(sizeof(T)) <= 2 * PANEL;
+  }
 };
 
 // Over tasks: fills the proposals.

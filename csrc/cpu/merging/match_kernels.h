@@ -183,10 +183,16 @@ constexpr int folded_lane(int vector) {
   return vector % QUARTERS * QUARTER + vector / QUARTERS;
 }
 
+// Memory that is read into the second-level cache while products are summed, a little at each step.
+struct Ahead {
+  const char* next;
+  int64_t step;  // bytes
+};
+
 // to[m] lane l = <row i, column j> with i + MATCH_ROWS j = m LANES + l.
 template <typename T, typename A = Accumulate<T>>
-static void products(const T* const* rows_, const T* const* columns_, int64_t width, const Tail<T>& tail,
-                     Vector<A>* to) {
+MLIP_FORCED void products(const T* const* rows_, const T* const* columns_, int64_t width, const Tail<T>& tail,
+                          Ahead& ahead, Vector<A>* to) {
   constexpr int L = LANES<A>;
   const T *rows[MATCH_ROWS], *columns[MATCH_COLUMNS];
   std::memcpy(rows, rows_, sizeof rows);
@@ -194,6 +200,8 @@ static void products(const T* const* rows_, const T* const* columns_, int64_t wi
   Vector<A> sums[MATCH_COLUMNS][MATCH_ROWS] = {};
   const int64_t whole = width - width % L;
   for (int64_t d = 0; d < whole; d += L) {
+    __builtin_prefetch(ahead.next, 0, 2);
+    ahead.next += ahead.step;
     Vector<A> row[MATCH_ROWS];
     MLIP_FULLY_UNROLLED for (int i = 0; i < MATCH_ROWS; ++i) row[i] = load(rows[i] + d);
     MLIP_FULLY_UNROLLED for (int j = 0; j < MATCH_COLUMNS; ++j) {
@@ -309,7 +317,7 @@ struct MatchRoom {
 template <typename T, typename E, typename A = Accumulate<T>>
 static void match_tile(const Similarities<T>& p, const T* sample, const Tail<E>& tail, const Tokens<A>& sources,
                        int64_t first_source, const Tokens<A>& targets, const A* spread_scale, bool last_of_one,
-                       A* strip, double* norms, Best<A>* best) {
+                       A* strip, double* norms, Best<A>* best, Ahead& ahead) {
   constexpr int V = MATCH_VECTORS<A>, L = LANES<A>;
   const auto* rows = reinterpret_cast<const E* const*>(sources.vectors + first_source);
   const auto* columns = reinterpret_cast<const E* const*>(targets.vectors);
@@ -317,7 +325,7 @@ static void match_tile(const Similarities<T>& p, const T* sample, const Tail<E>&
   Lanes<A> tile[V] = {};
   for (int m = 0; m < V; ++m) highest[m] = second[m] = broadcast(A(-HUGE_VALF));
   for (int64_t j = 0; j < targets.count; j += MATCH_COLUMNS) {
-    products<E>(rows, columns + j, p.width, tail, v);
+    products<E>(rows, columns + j, p.width, tail, ahead, v);
     for (int m = 0; m < V; ++m) {
       const Vector<A> value = v[m] * load(spread_scale + j * MATCH_ROWS + m * L);
       store(strip + j * MATCH_ROWS + m * L, value);
@@ -378,14 +386,14 @@ static void match_tile(const Similarities<T>& p, const T* sample, const Tail<E>&
 
 template <typename T, typename E, typename A = Accumulate<T>>
 static void match_block(const Similarities<T>& p, const T* sample, const Tokens<A>& sources, const Tokens<A>& targets,
-                        bool last_of_one, MatchRoom<T>& room, A* spread_scale) {
+                        bool last_of_one, MatchRoom<T>& room, A* spread_scale, Ahead& ahead) {
   const Tail<E> tail(p.width);
   for (int64_t j = 0; j < rounded_up(targets.count, MATCH_COLUMNS); ++j) {
     for (int i = 0; i < MATCH_ROWS; ++i) spread_scale[j * MATCH_ROWS + i] = targets.scale[j];
   }
   for (int64_t i = 0; i < sources.count; i += MATCH_ROWS) {
     match_tile<T, E>(p, sample, tail, sources, i, targets, spread_scale, last_of_one, room.strips.template as<A>(),
-                     room.norms.template as<double>(), room.bests.template as<Best<A>>());
+                     room.norms.template as<double>(), room.bests.template as<Best<A>>(), ahead);
   }
 }
 
@@ -422,6 +430,13 @@ static void similarities(const Similarities<T>& p, int64_t begin, int64_t end) {
     for (int64_t n = 0; n < p.tokens; ++n) norms[n] = -1;
     for (int64_t k = 0; k < source_count; ++k) best[k] = {A(-HUGE_VALF), A(-HUGE_VALF), {-HUGE_VALF, 0, 0}};
 
+    Ahead ahead{reinterpret_cast<const char*>(sample), 0};
+    if (p.read_ahead() && task + 1 < end) {
+      const int64_t tiles =
+          rounded_up(source_count, MATCH_ROWS) / MATCH_ROWS * (rounded_up(target_count, MATCH_COLUMNS) / MATCH_COLUMNS);
+      const int64_t steps = tiles * (p.width / LANES<A>), bytes = p.tokens * p.width * int64_t(sizeof(T));
+      if (bytes <= 64 * steps) ahead = {reinterpret_cast<const char*>(sample + p.stride_batch), bytes / steps};
+    }
     Tokens<A> sources{source_count, source_number, vectors, scales};
     const int64_t padded = rounded_up(source_count, MATCH_ROWS);
     bool as_they_are = point_at(p, sample, tail, padded, sources);
@@ -432,13 +447,13 @@ static void similarities(const Similarities<T>& p, int64_t begin, int64_t end) {
       Tokens<A> targets{count, target_number + from, vectors + room.sources, scales + room.sources};
       const bool ordinary = point_at(p, sample, tail, padded_count, targets);
       if (as_they_are && ordinary) {
-        match_block<T, T>(p, sample, sources, targets, count == target_count, room, spread_scale);
+        match_block<T, T>(p, sample, sources, targets, count == target_count, room, spread_scale, ahead);
         continue;
       }
       if (as_they_are) point_at_directions(p, sample, padded, copies, sources);
       as_they_are = false;
       point_at_directions(p, sample, padded_count, copies + room.sources * p.width, targets);
-      match_block<T, A>(p, sample, sources, targets, count == target_count, room, spread_scale);
+      match_block<T, A>(p, sample, sources, targets, count == target_count, room, spread_scale, ahead);
     }
     for (int64_t k = 0; k < source_count; ++k) {
       p.proposals[b * p.sources() + (source_number[k] - p.first_source()) / 2] = best[k].proposal;
