@@ -81,6 +81,7 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     triton: str | None = None,
+    kernels: bool = True,
 ) -> Callable[..., Any]:
     """Define the operator ``mlip_kernels::<schema>`` for every device, and return what calls it.
 
@@ -89,10 +90,14 @@ def define(
         reference: the operator in plain PyTorch, returning contiguous tensors.
         fake: the shapes and dtypes of the results, for tracing.
         triton: ``"module:function"`` of the Triton launcher, imported at the first CUDA call.
+        kernels: whether there are any; without, the reference is what runs everywhere, by design and without a warning.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
     torch.library.register_fake(f"mlip_kernels::{name}", fake, lib=LIBRARY)
+    if not kernels:
+        LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+        return getattr(torch.ops.mlip_kernels, name).default
     CUDA_LIBRARY.define(schema)
     if triton is not None:
         _triton_kernels[name] = triton
