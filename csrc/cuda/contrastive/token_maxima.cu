@@ -13,16 +13,17 @@
 // What is asked of L2: a block that keeps its image in shared memory loads 64 tokens of texts for each tile of 64 x 64,
 // D element bytes each: 64 flops per byte in half precision and 32 in float32, where five products make 160 of them;
 // half of that where the image does not fit and is loaded again. A100 does 312 TFLOP/s in bfloat16 and L2 has 5120
-// bytes a clock, 43 flops per byte; H100 does 989 TFLOP/s with what is taken to be 5.5 TB/s, 180 flops per byte. TF32 is
-// half as fast. So it is bound by the tensor cores on A100, and on H100 in float32; in half precision on H100 it is
+// bytes a clock, 43 flops per byte; H100 does 989 TFLOP/s with what is taken to be 5.5 TB/s, 180 flops per byte. TF32
+// is half as fast. So it is bound by the tensor cores on A100, and on H100 in float32; in half precision on H100 it is
 // bound by L2, at a third of what the tensor cores could do. Only rows make that more, and 49 tokens fill no more than
 // 64: that takes tiles of two images. Tiles of 64 x 128 load no less.
 //
-// The B C N M similarities exist as one tile for each block. A block owns an image and several texts. Real tokens alone are multiplied: those of the image are rows, in
-// tiles of 64 of which groups of 16 are computed; those of its texts are columns, 64 at a time, the tokens of one text
-// right behind those of the one before. So masked tokens cost nothing but a look at the mask, and of 49 x 77 tokens
-// 3 of 4 multiply-adds are useful. Warp w has columns 16 w to 16 w + 15 of all rows; float32 is split (mma.cuh), half
-// precision is not. Sums run over a piece of 128 bytes of the channels, and these sums over all pieces.
+// The B C N M similarities exist as one tile for each block. A block owns an image and several texts. Real tokens alone
+// are multiplied: those of the image are rows, in tiles of 64 of which groups of 16 are computed; those of its texts
+// are columns, 64 at a time, the tokens of one text right behind those of the one before. So masked tokens cost nothing
+// but a look at the mask, and of 49 x 77 tokens 3 of 4 multiply-adds are useful. Warp w has columns 16 w to 16 w + 15
+// of all rows; float32 is split (mma.cuh), half precision is not. Sums run over a piece of 128 bytes of the channels,
+// and these sums over all pieces.
 //
 // Columns are reduced in the accumulators and by shuffles. For the rows the tile goes to shared memory, where thread r
 // walks along row r: it carries the maximum of the text that a tile breaks off, so a text may be as long as it likes.
