@@ -37,6 +37,25 @@ def brute_force(metric, r, *, guide=None, guide_weight=1.0, prefix_tokens=1, mas
     return groups, [real[j] for j in founders]
 
 
+def brute_force_pairs(metric, r, max_merges, *, guide=None, guide_weight=1.0, prefix_tokens=1, mask=None):
+    """The pairs of one sample with a limit for each target: in the order of their scores, while there is room."""
+    rows, tokens = metric.double().tolist(), metric.shape[0]
+    real = [True] * tokens if mask is None else mask.tolist()
+    free = [n for n in range(prefix_tokens, tokens) if real[n]]
+    scored = sorted(
+        (-round(cosine(rows[i], rows[j]), 9) + (0.0 if guide is None else guide_weight * float(guide[i])), i, j)
+        for i in free
+        for j in free
+        if i % 2 == 0 and j % 2 == 1
+    )
+    merged = {}
+    for _, i, j in scored:
+        room = list(merged.values()).count(j) < max_merges
+        if i not in merged and room and len(merged) < min(r, (tokens - prefix_tokens) // 2):
+            merged[i] = j
+    return merged
+
+
 def assert_plan_is(plan, sample, groups, real):
     assert plan.kept[sample].tolist() == [group[0] for group in groups]
     for output, group in enumerate(groups):
@@ -112,6 +131,46 @@ def test_equal_tokens_tie_to_the_lowest_target_and_the_lowest_sources(tokens, wi
     assert groups[1 + (tokens - 1) // 2 - r][1:] == [2 * (k + 1) for k in range(r)]
     for sample in range(3):
         assert_plan_is(plan, sample, groups, real)
+
+
+@pytest.mark.parametrize("max_merges", [1, 2, 3])
+@pytest.mark.parametrize("prefix_tokens", [0, 1, 2])
+@pytest.mark.parametrize("with_guide_and_mask", [False, True])
+def test_a_target_takes_no_more_sources_than_it_may(with_guide_and_mask, prefix_tokens, max_merges):
+    generator = torch.Generator().manual_seed(max_merges)
+    tokens = 20 + prefix_tokens % 2
+    metric = 2 + torch.randn(4, tokens, 5, generator=generator)  # few targets would win most sources
+    guide = torch.rand(4, tokens, generator=generator) if with_guide_and_mask else None
+    mask = torch.rand(4, tokens, generator=generator) < 0.7 if with_guide_and_mask else None
+    options = {"guide_weight": 0.7, "prefix_tokens": prefix_tokens}
+    for r in (1, 5, tokens):
+        plan = merge_plan(metric, r, max_merges=max_merges, guide=guide, mask=mask, **options)
+        for sample in range(4):
+            own = {"guide": None if guide is None else guide[sample], "mask": None if mask is None else mask[sample]}
+            pairs = brute_force_pairs(metric[sample], r, max_merges, **own, **options)
+            dropped = set() if plan.dropped is None else set(plan.dropped[sample].nonzero().flatten().tolist())
+            assert set(plan.removed[sample].tolist()) - dropped == set(pairs)
+            for i, j in pairs.items():
+                assert plan.kept[sample, plan.assignment[sample, i]] == j
+
+
+def test_a_limit_that_no_target_reaches_changes_nothing_and_one_spreads_a_flat_image():
+    metric = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0))
+    free = merge_plan(metric, 8)
+    for limit in (7, 8, 100):
+        assert_identical(merge_plan(metric, 8, max_merges=limit).assignment, free.assignment)
+    flat = torch.ones(1, 9, 4)
+    assert merge_tokens(flat, flat, 4, prefix_tokens=0)[1].tolist() == [[1.0, 5.0, 1.0, 1.0, 1.0]]
+    _, size, plan = merge_tokens(flat, flat, 4, prefix_tokens=0, max_merges=1)
+    assert size.tolist() == [[1.0, 2.0, 2.0, 2.0, 2.0]]
+    assert plan.assignment.tolist() == [[1, 1, 2, 2, 3, 3, 4, 4, 0]]
+
+
+def test_a_limited_plan_is_one_operator_in_graphs():
+    metric = torch.randn(2, 20, 4)
+    torch.library.opcheck(torch.ops.mlip_kernels.merging_match_capped, (metric, 4, None, 1.0, 1, None, 1))
+    compiled = torch.compile(lambda m: merge_plan(m, 4, max_merges=1).assignment, fullgraph=True, backend="eager")
+    assert_identical(compiled(metric), merge_plan(metric, 4, max_merges=1).assignment)
 
 
 @pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 30), (torch.float64, 250), (torch.bfloat16, 30)])
@@ -254,6 +313,8 @@ def test_what_a_masked_token_holds_matters_to_no_other():
         ({"prefix_tokens": -1}, ValueError, "prefix_tokens"),
         ({"mask": torch.ones(2, 8)}, TypeError, "mask"),
         ({"mask": torch.ones(2, 9, dtype=torch.bool)}, ValueError, "mask"),
+        ({"max_merges": 0}, ValueError, "max_merges: .*0"),
+        ({"max_merges": 1.5}, TypeError, "max_merges"),
     ],
 )
 def test_bad_arguments_are_named(change, error, words):

@@ -148,12 +148,13 @@ def merge_plan(
     guide_weight: float = 1.0,
     prefix_tokens: int = 1,
     mask: Tensor | None = None,
+    max_merges: int | None = None,
 ) -> MergePlan:
     """Choose r pairs of similar tokens to merge, by even/odd bipartite matching.
 
     Behind the prefix, tokens at even positions of the sequence are sources and tokens at odd positions are targets.
     Every source proposes to merge into its most similar target; the r proposals of the highest score are carried out,
-    any number of them into one target:
+    any number of them into one target unless ``max_merges`` limits it:
 
         ``score(i → j) = cos(metric_i, metric_j) − guide_weight · guide_i``
 
@@ -173,6 +174,10 @@ def merge_plan(
             the output. A sample with fewer than r possible merges carries out those it has and drops padding for
             the rest, so every sample shrinks by r; `MergePlan.mask` says which output tokens are real, and pass
             it to the next `merge_plan`. A masked prefix token stays in its place.
+        max_merges: how many sources may merge into one target at most, ≥ 1; None for any number. Pairs are then carried
+            out in the order of their scores, each if its source is still free and its target has room, until there are
+            r; ties go to the lowest source, then to the lowest target. It keeps a flat image, whose tokens are all
+            alike, from collapsing into one token. A limit below r runs in plain PyTorch, with a matrix of scores.
 
     Returns:
         The plan. No gradient flows to metric or guide: a choice has none.
@@ -201,7 +206,11 @@ def merge_plan(
         check_tensor("mask", mask, layout="[B, N]", dtypes=(torch.bool,))
         check_shape("mask", mask, (batch, tokens), "[B, N]")
         check_same_device("mask", mask, "metric", metric)
-    matching = primitives().match(metric, r, guide, guide_weight, prefix_tokens, mask)
+    if max_merges is not None:
+        check_integer("max_merges", max_merges, minimum=1)
+        if max_merges >= r:
+            max_merges = None
+    matching = primitives().match(metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)
     return MergePlan(
         assignment=matching.assignment,
         kept=matching.kept,
@@ -223,6 +232,7 @@ def merge_tokens(
     guide_weight: float = 1.0,
     prefix_tokens: int = 1,
     mask: Tensor | None = None,
+    max_merges: int | None = None,
 ) -> tuple[Tensor, Tensor, MergePlan]:
     """Plan and merge in one call: ``(merged [B, N', C], size [B, N'] float32, plan)``.
 
@@ -233,7 +243,14 @@ def merge_tokens(
     check_shape("metric", metric, (x.shape[0], x.shape[1], metric.shape[2]), "[B, N, D] with B, N of x")
     check_same_device("metric", metric, "x", x)
     plan = merge_plan(
-        metric, r, size=size, guide=guide, guide_weight=guide_weight, prefix_tokens=prefix_tokens, mask=mask
+        metric,
+        r,
+        size=size,
+        guide=guide,
+        guide_weight=guide_weight,
+        prefix_tokens=prefix_tokens,
+        mask=mask,
+        max_merges=max_merges,
     )
     merged, merged_size = plan.merge(x)
     return merged, merged_size, plan

@@ -25,7 +25,7 @@ class Primitives(NamedTuple):
     """What plans are made of and applied by: the registered operators, or plain PyTorch."""
 
     match: Callable[..., Matching]
-    """``(metric, r, guide, guide_weight, prefix_tokens, mask)``; see `reference.match`."""
+    """``(metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)``; see `reference.match`."""
     merge: Callable[[Tensor, Tensor | None, Matching], tuple[Tensor, Tensor]]
     """``(x, size, matching)``: the mean rows and their sizes; see `reference.merge`. Without sizes, every row is 1."""
     unmerge: Callable[[Tensor, Matching], Tensor]
@@ -41,11 +41,23 @@ def primitives() -> Primitives:
 
 
 def _plain_match(
-    metric: Tensor, r: int, guide: Tensor | None, guide_weight: float, prefix_tokens: int, mask: Tensor | None
+    metric: Tensor,
+    r: int,
+    guide: Tensor | None,
+    guide_weight: float,
+    prefix_tokens: int,
+    mask: Tensor | None,
+    max_merges: int | None = None,
 ) -> Matching:
     with torch.no_grad():
         return reference.match(
-            metric, r, guide=guide, guide_weight=guide_weight, prefix_tokens=prefix_tokens, mask=mask
+            metric,
+            r,
+            guide=guide,
+            guide_weight=guide_weight,
+            prefix_tokens=prefix_tokens,
+            mask=mask,
+            max_merges=max_merges,
         )
 
 
@@ -62,7 +74,13 @@ def _reference_match(metric: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_match(
-    metric: Tensor, r: int, guide: Tensor | None, guide_weight: float, prefix_tokens: int, mask: Tensor | None
+    metric: Tensor,
+    r: int,
+    guide: Tensor | None,
+    guide_weight: float,
+    prefix_tokens: int,
+    mask: Tensor | None,
+    max_merges: int | None = None,
 ) -> tuple[Tensor, ...]:
     batch, tokens, _ = metric.shape
     rows = [metric.new_empty(batch, count, dtype=torch.int64) for count in (tokens, tokens - r, r)]
@@ -70,24 +88,38 @@ def _fake_match(
     return *rows, *(metric.new_empty(batch, count, dtype=torch.bool) for count in flags)
 
 
+_ARGUMENTS = "Tensor metric, SymInt r, Tensor? guide, float guide_weight, SymInt prefix_tokens, Tensor? mask"
+_MATCHING = "(Tensor assignment, Tensor kept, Tensor removed, Tensor merged_mask, Tensor dropped)"
+
 _match = define(
-    "merging_match(Tensor metric, SymInt r, Tensor? guide, float guide_weight, SymInt prefix_tokens, Tensor? mask)"
-    " -> (Tensor assignment, Tensor kept, Tensor removed, Tensor merged_mask, Tensor dropped)",
+    f"merging_match({_ARGUMENTS}) -> {_MATCHING}",
     reference=_reference_match,
     fake=_fake_match,
+)
+_match_capped = define(
+    f"merging_match_capped({_ARGUMENTS}, SymInt max_merges) -> {_MATCHING}",
+    reference=_reference_match,
+    fake=_fake_match,
+    kernels=False,
 )
 
 
 def _registered_match(
-    metric: Tensor, r: int, guide: Tensor | None, guide_weight: float, prefix_tokens: int, mask: Tensor | None
+    metric: Tensor,
+    r: int,
+    guide: Tensor | None,
+    guide_weight: float,
+    prefix_tokens: int,
+    mask: Tensor | None,
+    max_merges: int | None = None,
 ) -> Matching:
     r = min(r, (metric.shape[1] - prefix_tokens) // 2)
     if r == 0:
         return _plain_match(metric, r, guide, guide_weight, prefix_tokens, mask)
     guide = None if guide is None or guide_weight == 0 else guide.detach()
-    assignment, kept, removed, merged_mask, dropped = _match(
-        metric.detach(), r, guide, guide_weight, prefix_tokens, mask
-    )
+    arguments = metric.detach(), r, guide, guide_weight, prefix_tokens, mask
+    maps = _match(*arguments) if max_merges is None else _match_capped(*arguments, max_merges)
+    assignment, kept, removed, merged_mask, dropped = maps
     if mask is None:
         return Matching(assignment, kept, removed, None, None)
     return Matching(assignment, kept, removed, merged_mask, dropped)

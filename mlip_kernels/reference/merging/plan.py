@@ -39,6 +39,7 @@ def match(
     guide_weight: float = 1.0,
     prefix_tokens: int = 1,
     mask: Tensor | None = None,
+    max_merges: int | None = None,
 ) -> Matching:
     """Pair the r best sources of ``metric [B, N, D]`` with their targets; see `mlip_kernels.merge_plan`."""
     batch, tokens, _ = metric.shape
@@ -50,8 +51,14 @@ def match(
 
     sources = slice(prefix_tokens + prefix_tokens % 2, None, 2)
     targets = slice(prefix_tokens + 1 - prefix_tokens % 2, None, 2)
-    similarity, best = _best_targets(metric, sources, targets, mask)
-    chosen = _best_sources(similarity, r, None if guide is None else guide[:, sources], guide_weight)
+    cosine = _cosines(metric, sources, targets, mask)
+    penalty = None if guide is None or guide_weight == 0 else _penalty(guide[:, sources], guide_weight)
+    if max_merges is None or max_merges >= r:
+        similarity, best = cosine.max(dim=-1)
+        chosen = _best_sources(_scores(similarity, penalty), r)
+    else:
+        score = _scores(cosine, None if penalty is None else penalty.unsqueeze(-1))
+        chosen, best = _best_pairs(score, r, max_merges)
 
     # A stable sort by what becomes of each row yields the whole output order at once.
     fate = torch.zeros_like(rows)
@@ -84,8 +91,8 @@ def composed(first: Matching, second: Matching) -> Matching:
     return Matching(assignment, kept, removed, second.mask, dropped)
 
 
-def _best_targets(metric: Tensor, sources: slice, targets: slice, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Cosine similarity ``[B, S]`` of every source to its best target, −inf where no pair is allowed, and its number.
+def _cosines(metric: Tensor, sources: slice, targets: slice, mask: Tensor | None) -> Tensor:
+    """Cosine similarity ``[B, S, T]`` of every source to every target, float32, −inf where no pair is allowed.
 
     The products are summed in float64 and compared in float32: matrix libraries sum the columns of one product in
     different orders, and only a rounding to fewer bits makes equal tokens tie again on every machine. Float64 is also
@@ -104,18 +111,46 @@ def _best_targets(metric: Tensor, sources: slice, targets: slice, mask: Tensor |
     cosine = cosine.nan_to_num(nan=0.0)
     if mask is not None:
         cosine = cosine.masked_fill(~(mask[:, sources, None] & mask[:, None, targets]), -torch.inf)
-    return cosine.max(dim=-1)
+    return cosine
 
 
-def _best_sources(similarity: Tensor, r: int, guide: Tensor | None, guide_weight: float) -> Tensor:
-    """``[B, S]`` bool: the r sources with the highest ``similarity − guide_weight · guide``, those at −inf excepted."""
-    score = similarity
-    if guide is not None and guide_weight != 0:
-        exact = torch.float32 if guide.device.type == "mps" else torch.float64
-        penalty = (guide.to(exact) * guide_weight).nan_to_num(nan=torch.finfo(exact).max)
-        score = torch.where(similarity == -torch.inf, -torch.inf, similarity.to(exact) - penalty)
+def _penalty(guide: Tensor, guide_weight: float) -> Tensor:
+    exact = torch.float32 if guide.device.type == "mps" else torch.float64
+    return (guide.to(exact) * guide_weight).nan_to_num(nan=torch.finfo(exact).max)
+
+
+def _scores(similarity: Tensor, penalty: Tensor | None) -> Tensor:
+    """``similarity − penalty``; what is −inf, a pair that is not allowed, stays so."""
+    if penalty is None:
+        return similarity
+    return torch.where(similarity == -torch.inf, -torch.inf, similarity.to(penalty.dtype) - penalty)
+
+
+def _best_sources(score: Tensor, r: int) -> Tensor:
+    """``[B, S]`` bool: the r sources with the highest ``score [B, S]``, those at −inf excepted."""
     ranked, order = score.sort(dim=1, descending=True, stable=True)
     return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order[:, :r], ranked[:, :r] > -torch.inf)
+
+
+def _best_pairs(score: Tensor, r: int, max_merges: int) -> tuple[Tensor, Tensor]:
+    """r pairs of ``score [B, S, T]``, the best first, as long as their source is free and their target has room.
+
+    Returns the sources that merge, ``[B, S]`` bool, and the target of each, ``[B, S]``.
+    """
+    batch, sources, targets = score.shape
+    score = score.clone()
+    chosen = torch.zeros(batch, sources, dtype=torch.bool, device=score.device)
+    best = torch.zeros(batch, sources, dtype=torch.int64, device=score.device)
+    room = torch.full((batch, targets), max_merges, device=score.device)
+    for _ in range(r):
+        highest, pair = score.flatten(1).max(dim=1, keepdim=True)
+        allowed = highest > -torch.inf
+        source, target = pair // targets, pair % targets
+        chosen |= torch.zeros_like(chosen).scatter_(1, source, allowed)
+        best.scatter_(1, source, torch.where(allowed, target, best.gather(1, source)))
+        room.scatter_add_(1, target, -allowed.to(room.dtype))
+        score.masked_fill_(chosen.unsqueeze(2) | (room == 0).unsqueeze(1), -torch.inf)
+    return chosen, best
 
 
 def merge(x: Tensor, size: Tensor, matching: Matching) -> tuple[Tensor, Tensor]:
