@@ -1,9 +1,11 @@
 #include "cpu/merging/match.h"
 
+#include <type_traits>
 #include <utility>
 
 #include "cpu/scratch.h"
 
+#define MLIP_BF16_COPY
 #define MLIP_KERNELS "cpu/merging/match_kernels.h"
 #include "cpu/simd_copies.h"
 
@@ -11,7 +13,7 @@ namespace mlip::cpu {
 
 template <typename T>
 void match_similarities(const Similarities<T>& problem, int64_t begin, int64_t end) {
-  MLIP_CALL(similarities<T>, problem, begin, end);
+  MLIP_CALL_BF16(T, similarities<T>, problem, begin, end);
 }
 
 template <typename T>

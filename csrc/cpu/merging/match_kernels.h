@@ -189,15 +189,12 @@ struct Ahead {
   int64_t step;  // bytes
 };
 
-// to[m] lane l = <row i, column j> with i + MATCH_ROWS j = m LANES + l.
+// Sums of the products of MATCH_ROWS and MATCH_COLUMNS vectors over their first channels, a multiple of what one vector
+// register holds; returns how many.
 template <typename T, typename A = Accumulate<T>>
-MLIP_FORCED void products(const T* const* rows_, const T* const* columns_, int64_t width, const Tail<T>& tail,
-                          Ahead& ahead, Vector<A>* to) {
-  constexpr int L = LANES<A>;
-  const T *rows[MATCH_ROWS], *columns[MATCH_COLUMNS];
-  std::memcpy(rows, rows_, sizeof rows);
-  std::memcpy(columns, columns_, sizeof columns);
-  Vector<A> sums[MATCH_COLUMNS][MATCH_ROWS] = {};
+MLIP_FORCED int64_t multiply(const T* const* rows, const T* const* columns, int64_t width, Ahead& ahead,
+                             Vector<A> (*sums)[MATCH_ROWS]) {
+  constexpr int64_t L = LANES<A>;
   const int64_t whole = width - width % L;
   for (int64_t d = 0; d < whole; d += L) {
     __builtin_prefetch(ahead.next, 0, 2);
@@ -209,7 +206,51 @@ MLIP_FORCED void products(const T* const* rows_, const T* const* columns_, int64
       MLIP_FULLY_UNROLLED for (int i = 0; i < MATCH_ROWS; ++i) sums[j][i] += row[i] * column;
     }
   }
-  if (whole < width) {
+  return whole;
+}
+
+#if MLIP_BF16_DOT
+// Two channels to a lane, added one after the other. The instruction takes subnormal numbers as 0, which is nothing
+// beside the lengths of ordinary vectors.
+MLIP_FORCED int64_t multiply(const BFloat16* const* rows, const BFloat16* const* columns, int64_t width, Ahead& ahead,
+                             Vector<float> (*sums)[MATCH_ROWS]) {
+  constexpr int64_t PAIRS = 2 * LANES<float>;
+  const int64_t whole = width - width % PAIRS;
+  for (int64_t d = 0; d < whole; d += PAIRS) {
+    __builtin_prefetch(ahead.next, 0, 2);
+    ahead.next += 2 * ahead.step;
+    __m512bh row[MATCH_ROWS];
+    MLIP_FULLY_UNROLLED for (int i = 0; i < MATCH_ROWS; ++i) row[i] = (__m512bh)_mm512_loadu_si512(rows[i] + d);
+    MLIP_FULLY_UNROLLED for (int j = 0; j < MATCH_COLUMNS; ++j) {
+      const __m512bh column = (__m512bh)_mm512_loadu_si512(columns[j] + d);
+      MLIP_FULLY_UNROLLED for (int i = 0; i < MATCH_ROWS; ++i) {
+        sums[j][i] = (Vector<float>)_mm512_dpbf16_ps((__m512)sums[j][i], row[i], column);
+      }
+    }
+  }
+  return whole;
+}
+#endif
+
+// to[m] lane l = <row i, column j> with i + MATCH_ROWS j = m LANES + l.
+template <typename T, typename A = Accumulate<T>>
+MLIP_FORCED void products(const T* const* rows_, const T* const* columns_, int64_t width, const Tail<T>& tail,
+                          Ahead& ahead, Vector<A>* to) {
+  constexpr int L = LANES<A>;
+  const T *rows[MATCH_ROWS], *columns[MATCH_COLUMNS];
+  std::memcpy(rows, rows_, sizeof rows);
+  std::memcpy(columns, columns_, sizeof columns);
+  Vector<A> sums[MATCH_COLUMNS][MATCH_ROWS] = {};
+  int64_t done = multiply(rows, columns, width, ahead, sums);
+  for (; done + L <= width; done += L) {  // what pairs of channels left
+    Vector<A> row[MATCH_ROWS];
+    for (int i = 0; i < MATCH_ROWS; ++i) row[i] = load(rows[i] + done);
+    MLIP_FULLY_UNROLLED for (int j = 0; j < MATCH_COLUMNS; ++j) {
+      const Vector<A> column = load(columns[j] + done);
+      MLIP_FULLY_UNROLLED for (int i = 0; i < MATCH_ROWS; ++i) sums[j][i] += row[i] * column;
+    }
+  }
+  if (done < width) {
     Vector<A> row[MATCH_ROWS];
     for (int i = 0; i < MATCH_ROWS; ++i) row[i] = tail.any(rows[i]);
     MLIP_FULLY_UNROLLED for (int j = 0; j < MATCH_COLUMNS; ++j) {
