@@ -1,5 +1,6 @@
 """Without its own terms and without merging, an MLIP model is CLIP: parameters, features, loss, gradients."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -8,7 +9,7 @@ from open_clip.loss import ClipLoss
 from torch.nn import functional as F
 
 from mlip_kernels.models import MLIP, ImageConfig, LossConfig, MergingConfig, MLIPConfig, MLIPLoss, TextConfig
-from mlip_kernels.testing import assert_close, assert_identical
+from mlip_kernels.testing import assert_as_accurate, assert_identical
 
 TINY = MLIPConfig(
     image=ImageConfig(image_size=32, patch_size=8, width=32, depth=3, heads=2),
@@ -51,11 +52,14 @@ def test_equals_clip(config):
     images, text = batch()
     expected = clip_loss(model, images, text)
     expected_gradients = torch.autograd.grad(expected, list(model.parameters()))
+    precise = copy.deepcopy(model).double()
+    truths = torch.autograd.grad(clip_loss(precise, images.double(), text), list(precise.parameters()))
     loss = MLIPLoss(config.loss)(model(images, text))["loss"]
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     assert_identical(loss, expected)
-    for (name, _), gradient, wanted in zip(model.named_parameters(), gradients, expected_gradients, strict=True):
-        assert_close(gradient, wanted, name=name)
+    names = [name for name, _ in model.named_parameters()]
+    for name, gradient, wanted, truth in zip(names, gradients, expected_gradients, truths, strict=True):
+        assert_as_accurate(gradient, wanted, truth, name=name)
 
 
 def test_holds_no_parameter_beyond_clip():
