@@ -124,7 +124,9 @@ def class_attention(query: Tensor, keys: Tensor, size: Tensor | None = None) -> 
     Returns:
         ``[B, N]`` float32; each row sums to 1.
     """
-    logits = torch.matmul(keys, (query * query.shape[-1] ** -0.5)[..., None])[..., 0].float()
+    # Not a matrix product: the library would copy the keys, which are a part of the rows of qkv, to read them once.
+    query = query.float() * query.shape[-1] ** -0.5
+    logits = (keys * query[:, :, None]).sum(-1, dtype=torch.float32)
     if size is not None:
         logits = logits + size.log()[:, None]
     return logits.softmax(-1).mean(1)

@@ -254,7 +254,7 @@ class _MergingModel(VisionTransformer):
             energy = None if grid is None else self._energy(tokens, grid)
             state = state._replace(size=None if mask is None else mask.float(), mask=mask, grid=grid, energy=energy)
         return merging_states(
-            self.blocks[:blocks],
+            list(self.blocks)[:blocks],
             state,
             schedule,
             rule,
