@@ -106,8 +106,8 @@ static void write_direction(const T* row, int64_t width, A* to) {
   }
 }
 
-// The elements behind the last whole vector of a row, in the upper lanes, zeros below: one load for any width beyond a
-// vector. `first` lanes are zeros.
+// The elements behind the last whole vector of a row, in the upper lanes above zeros: one load of a whole vector,
+// unless a row is shorter than that.
 template <typename T, typename A = Accumulate<T>>
 struct Tail {
   int64_t at, count;  // of the load
