@@ -100,19 +100,23 @@ def merge_reference(x, metric, r):
 def merge_bound(x, r, width, backward):
     """What cannot be avoided: x and the metric read, the result written, one product of sources and targets.
 
-    The products are one matrix product with as many flops, which the library runs at its best.
+    The products are one matrix product with as many flops, which the library runs at its best. Backward reads and
+    writes gradients, which are tensors of their own: it does not find in the caches what forward left there.
     """
     batch, tokens, _ = x.shape
     words = x.flatten()
-    out = torch.empty_like(x[:, r:]).flatten()
+    out, grad = (torch.zeros_like(x[:, r:]).flatten() for _ in range(2))
+    grad_x = torch.empty_like(words)
     rows = batch * (tokens // 2)
     metric, targets = torch.randn(rows, width, device=x.device), torch.randn(width, tokens // 2, device=x.device)
     product = torch.empty(rows, tokens // 2, device=x.device)
 
     def run():
         torch.mm(metric, targets, out=product)
-        for _ in range(2 if backward else 1):
-            out.copy_(words[: out.numel()])
+        out.copy_(words[: out.numel()])
+        if backward:
+            grad_x[: grad.numel()].copy_(grad)
+            grad_x[grad.numel() :].copy_(grad[: grad_x.numel() - grad.numel()])
 
     return run
 

@@ -22,7 +22,7 @@ from mlip_kernels.testing import (
 )
 
 OPERATORS = torch.ops.mlip_kernels
-KINDS = ("random", "similar", "few values", "scaled")
+KINDS = ("random", "similar", "few values", "scaled", "copies")
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -30,7 +30,10 @@ def random(*shape, dtype=torch.float32, seed=0):
 
 
 def metrics(kind, *shape, dtype=torch.float32):
-    """Tokens whose cosines are far apart, or closer than sums in float32 can tell, or often equal."""
+    """Tokens whose cosines are far apart, or closer than sums in float32 can tell, or often equal.
+
+    Of "copies", every source has one target that is far better than the others, and all sources tie.
+    """
     x = random(*shape, dtype=torch.float64)
     if kind == "similar":
         x = 1 + 1e-3 * x
@@ -40,6 +43,10 @@ def metrics(kind, *shape, dtype=torch.float32):
         # Lengths at both ends of the range, where their inverses are beyond it.
         ends = {torch.float16: (1e3, 1e-6), torch.float64: (1e300, 1e-310)}.get(dtype, (1e37, 1e-40))
         x = x * torch.tensor([1.0, *ends], dtype=torch.float64).repeat(shape[1])[: shape[1], None]
+    elif kind == "copies":
+        sources = x[:, 2::2]
+        sources.copy_(x.to(dtype)[:, 1::2][:, : sources.shape[1]])
+        sources *= 2.0 ** torch.arange(-1, 2).repeat(shape[1])[: sources.shape[1], None]
     return x.to(dtype)
 
 
