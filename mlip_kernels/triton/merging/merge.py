@@ -174,9 +174,7 @@ def merging_combine_kernel(
 
 
 @triton.jit
-def _scan_sizes(
-    size, assignment, removed, dropped, first, first_row, r, ROWS: tl.constexpr, SCANNED: tl.constexpr
-):
+def _scan_sizes(size, assignment, removed, dropped, first, first_row, r, ROWS: tl.constexpr, SCANNED: tl.constexpr):
     """What `_scan` finds, and the sizes of those that belong to rows of the program, 0 for the others."""
     n, owner = _scan(assignment, removed, dropped, first, first_row, r, SCANNED)
     owned = (owner >= 0) & (owner < ROWS)
