@@ -331,8 +331,8 @@ def margin(dtype: torch.dtype, width: int) -> float:
     round.
 
     A sum of ``width`` products of unit vectors loses at most 2^-22 for each of them, where the tensor cores align what
-    they add and cut it off; 64 more cover the lengths and the scaling by them. float32 loses what `_product` leaves out.
-    The last term is the rounding of the exact cosines to float32.
+    they add and cut it off; 64 more cover the lengths and the scaling by them. float32 loses what `_product` leaves
+    out. The last term is the rounding of the exact cosines to float32.
     """
     lost = (width + 64) * 2.0**-22 + (2.0**-16 if dtype == torch.float32 else 0.0)
     return 2 * lost + 2.0**-23

@@ -42,8 +42,8 @@ NOT_SPECIALIZED = ("N", "outputs")  # or each size could compile the kernel anew
 
 @triton.jit
 def _once(pointers, mask):
-    """What ``pointers [ROWS]`` point to, 0 outside the mask. Each is read by one lane; a vector that is shorter than the
-    program has threads would be read by every warp."""
+    """What ``pointers [ROWS]`` point to, 0 outside the mask. One lane reads each; of a vector that is shorter than the
+    program has threads, every warp would read all."""
     lane = tl.arange(0, 32)[None, :]
     return tl.sum(tl.load(pointers[:, None] + 0 * lane, mask=mask[:, None] & (lane == 0), other=0), 1)
 
