@@ -36,13 +36,13 @@ namespace {
 constexpr int WARP = 32;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARP * WARPS;
-constexpr int BLOCKS = 3;                 // of merge and combine on a multiprocessor
-constexpr int MOST_ROWS = 256;            // output rows of a block
-constexpr int LISTED = 1024;              // removed rows that a block has room for
-constexpr int SPREAD_ROWS = 4;            // rows that a warp of spread owns
-constexpr int COPIED = 4;                 // vectors of a row that a lane has in flight in a copy
-constexpr int64_t BLOCKS_WANTED = 1024;   // a few for each multiprocessor of a large GPU
-constexpr int64_t REMOVED_PER_ROW = 128;  // at most, or reading the maps in every block costs more than the rows
+constexpr int BLOCKS = 3;                  // of merge and combine on a multiprocessor
+constexpr int MOST_ROWS = 256;             // output rows of a block
+constexpr int LISTED = 1024;               // removed rows that a block has room for
+constexpr int SPREAD_ROWS = 4;             // rows that a warp of spread owns
+constexpr int MOVED = 4;                   // vectors of a row that a lane has in flight
+constexpr int64_t BLOCKS_WANTED = 1024;    // a few for each multiprocessor of a large GPU
+constexpr int64_t BYTES_PER_REMOVED = 24;  // that a block reads of the maps: no more than it writes of rows
 
 // Vectors of a row that a lane sums at once: 8 numbers, or 4 where a vector is one.
 template <int V>
@@ -50,39 +50,57 @@ constexpr int SUMMED = V == 1 ? 4 : 8 / V;
 
 int64_t rows_per_block(const MergeRows& p) {
   const int64_t filling = ceil_div(p.batch * p.outputs, BLOCKS_WANTED);
-  const int64_t reading = ceil_div(p.tokens - p.outputs, REMOVED_PER_ROW);
+  const int64_t row_bytes = p.channels > 0 ? p.channels * size_of(p.type) : 1;
+  const int64_t reading = ceil_div(BYTES_PER_REMOVED * (p.tokens - p.outputs), row_bytes);
   const int64_t rows = ceil_div(filling > reading ? filling : reading, WARPS) * WARPS;
   return rows < WARPS ? WARPS : rows < MOST_ROWS ? rows : MOST_ROWS;
 }
 
+// What a lane moves in one access.
 template <typename T, int V>
-__device__ inline void copy_row(const T* from, int64_t channels, T* to) {
-  using Bits = std::conditional_t<V == 1, T, uint4>;
-  const int lane = threadIdx.x % WARP;
-  for (int64_t c = lane * V; c < channels; c += COPIED * WARP * V) {
-    Bits bits[COPIED];
+using Bits = std::conditional_t<V == 1, T, uint4>;
+
+// to = change(from), by a warp. Loops are not unrolled: nvcc would cut the 16-byte stores to pieces.
+template <typename T, int V, typename Change>
+__device__ inline void move_row(const T* from, int64_t channels, T* to, Change change) {
+#pragma unroll 1
+  for (int64_t c = threadIdx.x % WARP * V; c < channels; c += MOVED * WARP * V) {
+    Bits<T, V> bits[MOVED];
 #pragma unroll
-    for (int k = 0; k < COPIED; ++k) {
+    for (int k = 0; k < MOVED; ++k) {
       const int64_t at = c + k * WARP * V;
-      if (at < channels) bits[k] = *reinterpret_cast<const Bits*>(from + at);
+      if (at < channels) bits[k] = *reinterpret_cast<const Bits<T, V>*>(from + at);
     }
 #pragma unroll
-    for (int k = 0; k < COPIED; ++k) {
+    for (int k = 0; k < MOVED; ++k) {
       const int64_t at = c + k * WARP * V;
-      if (at < channels) *reinterpret_cast<Bits*>(to + at) = bits[k];
+      if (at < channels) *reinterpret_cast<Bits<T, V>*>(to + at) = change(bits[k]);
     }
   }
 }
 
-// to = weight from
+template <typename T, int V>
+__device__ inline void copy_row(const T* from, int64_t channels, T* to) {
+  move_row<T, V>(from, channels, to, [](Bits<T, V> bits) { return bits; });
+}
+
 template <typename T, int V>
 __device__ inline void scale_row(const T* from, float weight, int64_t channels, T* to) {
-  for (int64_t c = threadIdx.x % WARP * V; c < channels; c += WARP * V) {
-    float values[V];
-    load<V>(from + c, values);
+  move_row<T, V>(from, channels, to, [weight](Bits<T, V> bits) {
+    Pack<T, V> pack;
+    memcpy(&pack, &bits, sizeof pack);
 #pragma unroll
-    for (int v = 0; v < V; ++v) values[v] *= weight;
-    store<V>(to + c, values);
+    for (int v = 0; v < V; ++v) pack.element[v] = narrow<T>(weight * widen(pack.element[v]));
+    memcpy(&bits, &pack, sizeof pack);
+    return bits;
+  });
+}
+
+template <typename T, int V>
+__device__ inline void clear_row(int64_t channels, T* to) {
+#pragma unroll 1
+  for (int64_t c = threadIdx.x % WARP * V; c < channels; c += WARP * V) {
+    *reinterpret_cast<Bits<T, V>*>(to + c) = Bits<T, V>{};
   }
 }
 
@@ -301,7 +319,7 @@ __global__ void __launch_bounds__(THREADS) merging_spread_kernel(const MergeRows
     const T* from = static_cast<const T*>(p.from) + b * p.stride_batch + a * p.stride_token;
     T* to = static_cast<T*>(p.to) + row * p.channels;
     if (dropped) {
-      for (int64_t c = lane * V; c < p.channels; c += WARP * V) store<V>(to + c, {});
+      clear_row<T, V>(p.channels, to);
     } else if (weight == 1.0f) {
       copy_row<T, V>(from, p.channels, to);
     } else {
