@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 RANKED = tl.constexpr(64)  # sources whose rank is counted
-AGAINST = tl.constexpr(128)  # sources that they are compared with at a time
+AGAINST = tl.constexpr(64)  # sources that they are compared with at a time
 CHUNK = tl.constexpr(1024)  # rows that are placed at a time
 
 

@@ -37,9 +37,9 @@ from mlip_kernels.triton.merging.maps import write_maps
 
 LARGEST_SAMPLE = 1024  # tokens of a sample that one program takes
 ROWS = 64  # sources of a tile
-COLUMNS = 128  # targets of a tile
-BLOCK_D = 32
-EXACT_D = 32  # elements of a row that are multiplied in float64 at a time
+COLUMNS = 64  # targets of a tile
+BLOCK_D = 32  # elements of their rows; half as many where products take two parts of each
+EXACT_D = 16  # elements of a row that are multiplied in float64 at a time
 NUM_WARPS = 8
 NOT_SPECIALIZED = ("N", "r", "prefix", "guide_weight")  # or each value could compile the kernel anew
 
@@ -87,8 +87,8 @@ def _exact_cosines(metric, n, m, mask, D, stride_token, ROWS: tl.constexpr, EXAC
     for first in tl.range(0, D, EXACT_D, num_stages=1):
         d = first + tl.arange(0, EXACT_D)
         used = mask[:, None] & (d < D)[None, :]
-        at = n.to(tl.int64)[:, None] * stride_token + d[None, :]
-        other = m.to(tl.int64)[:, None] * stride_token + d[None, :]
+        at = n[:, None] * stride_token + d[None, :]
+        other = m[:, None] * stride_token + d[None, :]
         a = tl.load(metric + at, mask=used, other=0.0).to(tl.float32).to(tl.float64)
         b = tl.load(metric + other, mask=used, other=0.0).to(tl.float32).to(tl.float64)
         product += a * b
@@ -112,9 +112,12 @@ def _propose(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EXACT_D: tl.constexpr,
+    WIDE: tl.constexpr,  # whether offsets inside a sample take 64 bits
 ):
     """Best target of sources [first, first + ROWS), as its row, and the cosine of the two; -1 where there is none."""
     n = prefix + prefix % 2 + 2 * (first + tl.arange(0, ROWS))
+    if WIDE:
+        n = n.to(tl.int64)
     real = n < N
     if mask is not None:
         real = real & (tl.load(mask + n, mask=real, other=0) != 0)
@@ -123,6 +126,8 @@ def _propose(
     similarity = tl.full((ROWS,), float("-inf"), tl.float32)
     for first_target in range(prefix + 1 - prefix % 2, N, 2 * COLUMNS):
         m = first_target + 2 * tl.arange(0, COLUMNS)
+        if WIDE:
+            m = m.to(tl.int64)
         target = m < N
         if mask is not None:
             target = target & (tl.load(mask + m, mask=target, other=0) != 0)
@@ -132,9 +137,9 @@ def _propose(
         target_square, target_largest = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
         for first_element in range(0, D, BLOCK_D):
             d = first_element + tl.arange(0, BLOCK_D)
-            at = n.to(tl.int64)[:, None] * stride_token + d[None, :]
+            at = n[:, None] * stride_token + d[None, :]
             left = tl.load(metric + at, mask=real[:, None] & (d < D)[None, :], other=0.0)
-            at = m.to(tl.int64)[None, :] * stride_token + d[:, None]
+            at = m[None, :] * stride_token + d[:, None]
             right = tl.load(metric + at, mask=target[None, :] & (d < D)[:, None], other=0.0)
             product = _product(left, right, product)
             square += tl.sum(left.to(tl.float32) * left.to(tl.float32), 1)
@@ -157,7 +162,7 @@ def _propose(
         while tl.min(place, 0) < COLUMNS:
             more = place < COLUMNS
             other = first_target + 2 * place
-            exact = _exact_cosines(metric, n, other, more, D, stride_token, ROWS, EXACT_D)
+            exact = _exact_cosines(metric, n, other.to(n.dtype), more, D, stride_token, ROWS, EXACT_D)
             both = tl.max(tl.where((column == place[:, None]) & ~zero, 1, 0), 1) != 0
             exact = tl.where(both, exact, 0.0)
             better = more & (exact > similarity)
@@ -170,7 +175,7 @@ def _propose(
 
 
 @triton.jit
-def _keys(similarity, best, guide, n, N, guide_weight):
+def _keys(similarity, guide, n, N, guide_weight):
     """Integers in the order of the scores; those of sources without a target are the lowest."""
     score = similarity.to(tl.float64)
     if guide is not None:
@@ -179,9 +184,9 @@ def _keys(similarity, best, guide, n, N, guide_weight):
         penalty = tl.load(guide + n, mask=n < N, other=0.0).to(tl.float64) * weight
         penalty = tl.where(penalty == penalty, penalty, largest)
         score -= tl.where(penalty > largest, largest, tl.where(penalty < -largest, -largest, penalty))
-    score = tl.where(score == 0, 0.0, score)  # the zeros of both signs tie
-    bits = tl.where(best >= 0, score, float("-inf")).to(tl.int64, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFFFFFFFFFF, bits)
+    score += 0.0  # the zeros of both signs tie
+    bits = score.to(tl.int64, bitcast=True)
+    return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
 
 
 @triton.jit
@@ -203,13 +208,14 @@ def _store_proposals(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EXACT_D: tl.constexpr,
+    WIDE: tl.constexpr,  # whether offsets inside a sample take 64 bits
 ):
     """Key and best target of sources [first, first + ROWS) of one sample."""
     similarity, target = _propose(
-        metric, mask, first, N, D, prefix, stride_token, margin, ROWS, COLUMNS, BLOCK_D, EXACT_D
+        metric, mask, first, N, D, prefix, stride_token, margin, ROWS, COLUMNS, BLOCK_D, EXACT_D, WIDE
     )
     s = first + tl.arange(0, ROWS)
-    key = _keys(similarity, target, guide, prefix + prefix % 2 + 2 * s, N, guide_weight)
+    key = _keys(similarity, guide, prefix + prefix % 2 + 2 * s, N, guide_weight)
     tl.store(keys + s, key, mask=s < S)
     tl.store(best + s, target, mask=s < S)
 
@@ -239,6 +245,7 @@ def merging_match_kernel(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EXACT_D: tl.constexpr,
+    WIDE: tl.constexpr,  # whether offsets inside a sample take 64 bits
 ):
     b = tl.program_id(0).to(tl.int64)
     S = (N - prefix - prefix % 2 + 1) // 2
@@ -265,6 +272,7 @@ def merging_match_kernel(
             COLUMNS,
             BLOCK_D,
             EXACT_D,
+            WIDE,
         )
     tl.debug_barrier()  # the proposals of all warps are there
     write_maps(b, keys, best, partner, mask, assignment, kept, removed, merged_mask, dropped, N, S, r, prefix)
@@ -288,6 +296,7 @@ def merging_match_similarities_kernel(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EXACT_D: tl.constexpr,
+    WIDE: tl.constexpr,  # whether offsets inside a sample take 64 bits
 ):
     S = (N - prefix - prefix % 2 + 1) // 2
     groups = tl.cdiv(S, ROWS)
@@ -314,6 +323,7 @@ def merging_match_similarities_kernel(
         COLUMNS,
         BLOCK_D,
         EXACT_D,
+        WIDE,
     )
 
 
@@ -368,7 +378,16 @@ def match(
         struct.unpack("<q", struct.pack("<d", guide_weight))[0],
         margin(metric.dtype, width),
     )
-    sizes = {"ROWS": ROWS, "COLUMNS": COLUMNS, "BLOCK_D": BLOCK_D, "EXACT_D": EXACT_D, "num_warps": NUM_WARPS}
+    sizes = {
+        "ROWS": ROWS,
+        "COLUMNS": COLUMNS,
+        "BLOCK_D": BLOCK_D // 2 if metric.dtype == torch.float32 else BLOCK_D,
+        "EXACT_D": EXACT_D,
+        "WIDE": tokens * metric.stride(1) + width >= 2**31,
+        "num_warps": NUM_WARPS,
+        "num_stages": 2,
+        "maxnreg": 255,
+    }
     if tokens <= LARGEST_SAMPLE:
         merging_match_kernel[(batch,)](
             metric, guide, mask, keys, best, partner, *written, tokens, width, r, prefix_tokens, *scoring, **sizes
