@@ -133,8 +133,8 @@ def _propose(
             target = target & (tl.load(mask + m, mask=target, other=0) != 0)
 
         product = tl.zeros((ROWS, COLUMNS), tl.float32)
-        square, largest = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
-        target_square, target_largest = tl.zeros((COLUMNS,), tl.float32), tl.zeros((COLUMNS,), tl.float32)
+        squares, largest = tl.zeros((ROWS, BLOCK_D), tl.float32), tl.zeros((ROWS,), tl.float32)
+        target_squares, target_largest = tl.zeros((BLOCK_D, COLUMNS), tl.float32), tl.zeros((COLUMNS,), tl.float32)
         for first_element in range(0, D, BLOCK_D):
             d = first_element + tl.arange(0, BLOCK_D)
             at = n[:, None] * stride_token + d[None, :]
@@ -142,11 +142,12 @@ def _propose(
             at = m[None, :] * stride_token + d[:, None]
             right = tl.load(metric + at, mask=target[None, :] & (d < D)[:, None], other=0.0)
             product = _product(left, right, product)
-            square += tl.sum(left.to(tl.float32) * left.to(tl.float32), 1)
-            target_square += tl.sum(right.to(tl.float32) * right.to(tl.float32), 0)
+            squares += left.to(tl.float32) * left.to(tl.float32)
+            target_squares += right.to(tl.float32) * right.to(tl.float32)
             largest = tl.maximum(largest, tl.max(_magnitude(left), 1))
             target_largest = tl.maximum(target_largest, tl.max(_magnitude(right), 0))
 
+        square, target_square = tl.sum(squares, 1), tl.sum(target_squares, 0)
         allowed = real[:, None] & target[None, :]
         directed = _directed(largest)
         zero = ~directed[:, None] | ~_directed(target_largest)[None, :]
