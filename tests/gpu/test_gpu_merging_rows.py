@@ -1,11 +1,8 @@
 """Merging rows and copying them back on GPUs, emulated and real: the bits of the reference, forward and backward."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-import mlip_kernels
 from mlip_kernels import merge_plan
 from mlip_kernels.reference import merging as reference
 from mlip_kernels.reference.merging import Matching
@@ -25,7 +22,6 @@ OPERATORS = torch.ops.mlip_kernels
 HALF_AND_SINGLE = tuple(dtype for dtype in DTYPES if dtype != torch.float64)
 KERNELS = ("merging_merge_kernel", "merging_combine_kernel", "merging_spread_kernel")
 SHAPES = ((3, 21, 33), (2, 50, 136), (1, 1, 3), (2, 70, 8), (2, 12, 0), (0, 9, 8))
-SOURCE = Path(mlip_kernels.__file__).parents[1] / "csrc" / "cuda" / "merging" / "merge.cu"
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -157,6 +153,12 @@ def test_long_sequences_and_crowded_rows(cuda, plan):
     batch, tokens = plan.assignment.shape
     x, y = random(batch, tokens, 8), random(batch, plan.kept.shape[1], 8, seed=1)
     assert_same_bits(cuda, x, y, sizes(batch, tokens), plan)
+
+
+@on_gpus
+def test_a_plan_that_merges_nothing_copies(cuda):
+    plan = matching(2, 19, 0)
+    assert_same_bits(cuda, random(2, 19, 8), random(2, 19, 8, seed=1), sizes(2, 19), plan)
 
 
 @pytest.mark.parametrize("scheduled_cuda", [*SCHEDULED, *REAL], indirect=True)

@@ -173,7 +173,7 @@ struct Rows {
         shared.listed_token[place] = int(n);
         shared.listed_factor[place] = factor_of(n);
       }
-      __syncthreads();
+      __syncthreads();  // `found` may be replaced
     }
     listed = before <= LISTED;
     terms = listed ? before : count;
@@ -219,7 +219,7 @@ struct Rows {
         shared.factor[row] = total > 0.0f ? size / divisor : 1.0f;
       }
     }
-    __syncthreads();
+    __syncthreads();  // all rows are weighed
     factors = p.weight;
     for (int i = threadIdx.x; i < rows; i += THREADS) {
       p.merged_size[b * p.outputs + first + i] = shared.total[i];
@@ -282,7 +282,7 @@ __device__ inline void merge_block(const MergeRows& p, int rows_per_block) {
   Rows<T, V, MERGE> block{p, shared, b, first, rows, warp, lane, MERGE ? p.size : p.known_weight, 0, true};
   block.find_kept();
   block.find_removed();
-  __syncthreads();
+  __syncthreads();  // where nothing is removed, only now all know where rows start
   if (MERGE) block.weigh_rows();
   block.write_rows();
 }
