@@ -10,7 +10,7 @@ from gates.promises import Formula, Kernel, Operator, Problem
 from mlip_kernels.reference.merging import Matching, match
 
 FLOAT, INDEX = 4, 8  # bytes of the float32 of sizes and weights, and of the int64 of maps
-BACKENDS = ("cuda",)
+BACKENDS = ("triton", "cuda")
 OPERATORS_OF = torch.ops.mlip_kernels
 
 PROBLEMS = {
