@@ -80,11 +80,12 @@ def _magnitude(values):
 
 @triton.jit
 def _exact_cosines(metric, n, m, mask, D, stride_token, ROWS: tl.constexpr, EXACT_D: tl.constexpr):
-    """Cosines ``[ROWS]`` of rows ``n`` and ``m [ROWS]``, summed in float64 and rounded to float32."""
+    """Cosines ``[ROWS]`` of rows ``n`` and ``m [ROWS]``, summed in float64 and rounded to float32; 0 where one of them
+    has no direction. Squares of float32 stay within the range of float64."""
     product = tl.zeros((ROWS, EXACT_D), tl.float64)
     square = tl.zeros((ROWS, EXACT_D), tl.float64)
     other_square = tl.zeros((ROWS, EXACT_D), tl.float64)
-    for first in tl.range(0, D, EXACT_D, num_stages=1):
+    for first in tl.range(0, D, EXACT_D, disable_licm=True):
         d = first + tl.arange(0, EXACT_D)
         used = mask[:, None] & (d < D)[None, :]
         at = n[:, None] * stride_token + d[None, :]
@@ -95,7 +96,8 @@ def _exact_cosines(metric, n, m, mask, D, stride_token, ROWS: tl.constexpr, EXAC
         square += a * a
         other_square += b * b
     norms = tl.sqrt(tl.sum(square, 1)) * tl.sqrt(tl.sum(other_square, 1))
-    return tl.where(norms > 0, tl.sum(product, 1) / tl.where(norms > 0, norms, 1.0), 0.0).to(tl.float32)
+    directed = (norms > 0) & (norms < float("inf"))
+    return tl.where(directed, tl.sum(product, 1) / tl.where(directed, norms, 1.0), 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -124,7 +126,7 @@ def _propose(
     highest = tl.full((ROWS,), float("-inf"), tl.float32)  # of what the tensor cores found
     best = tl.full((ROWS,), -1, tl.int32)
     similarity = tl.full((ROWS,), float("-inf"), tl.float32)
-    for first_target in range(prefix + 1 - prefix % 2, N, 2 * COLUMNS):
+    for first_target in tl.range(prefix + 1 - prefix % 2, N, 2 * COLUMNS, disable_licm=True):
         m = first_target + 2 * tl.arange(0, COLUMNS)
         if WIDE:
             m = m.to(tl.int64)
@@ -135,7 +137,7 @@ def _propose(
         product = tl.zeros((ROWS, COLUMNS), tl.float32)
         squares, largest = tl.zeros((ROWS, BLOCK_D), tl.float32), tl.zeros((ROWS,), tl.float32)
         target_squares, target_largest = tl.zeros((BLOCK_D, COLUMNS), tl.float32), tl.zeros((COLUMNS,), tl.float32)
-        for first_element in range(0, D, BLOCK_D):
+        for first_element in tl.range(0, D, BLOCK_D, disable_licm=True):
             d = first_element + tl.arange(0, BLOCK_D)
             at = n[:, None] * stride_token + d[None, :]
             left = tl.load(metric + at, mask=real[:, None] & (d < D)[None, :], other=0.0)
@@ -164,8 +166,6 @@ def _propose(
             more = place < COLUMNS
             other = first_target + 2 * place
             exact = _exact_cosines(metric, n, other.to(n.dtype), more, D, stride_token, ROWS, EXACT_D)
-            both = tl.max(tl.where((column == place[:, None]) & ~zero, 1, 0), 1) != 0
-            exact = tl.where(both, exact, 0.0)
             better = more & (exact > similarity)
             similarity = tl.where(better, exact, similarity)
             best = tl.where(better, other, best)
@@ -254,7 +254,7 @@ def merging_match_kernel(
         mask += b * N
     if guide is not None:
         guide += b * N
-    for first in range(0, S, ROWS):
+    for first in tl.range(0, S, ROWS, disable_licm=True):
         _store_proposals(
             metric + b * stride_batch,
             guide,
@@ -386,8 +386,8 @@ def match(
         "EXACT_D": EXACT_D,
         "WIDE": tokens * metric.stride(1) + width >= 2**31,
         "num_warps": NUM_WARPS,
-        "num_stages": 1,  # copies ahead run into the products on sm_90, since lengths read the same tile (Triton 3.8)
         "maxnreg": 255,
+        "num_stages": 1,  # copies ahead run into the products on sm_90, since lengths read the same tile (Triton 3.8)
     }
     if tokens <= LARGEST_SAMPLE:
         merging_match_kernel[(batch,)](
