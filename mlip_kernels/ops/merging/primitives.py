@@ -95,6 +95,7 @@ _match = define(
     f"merging_match({_ARGUMENTS}) -> {_MATCHING}",
     reference=_reference_match,
     fake=_fake_match,
+    triton="mlip_kernels.triton.merging.match:match",
 )
 _match_capped = define(
     f"merging_match_capped({_ARGUMENTS}, SymInt max_merges) -> {_MATCHING}",
@@ -185,16 +186,19 @@ _merge = define(
     " -> (Tensor merged, Tensor merged_size, Tensor weight)",
     reference=_reference_merge,
     fake=_fake_merge,
+    triton="mlip_kernels.triton.merging.merge:merge",
 )
 _combine = define(
     f"merging_combine(Tensor x, Tensor? weight, {_MAPS}, Tensor? dropped) -> Tensor",
     reference=_reference_combine,
     fake=_fake_combine,
+    triton="mlip_kernels.triton.merging.merge:combine",
 )
 _spread = define(
     f"merging_spread(Tensor y, Tensor? weight, {_MAPS}, Tensor? dropped) -> Tensor",
     reference=_reference_spread,
     fake=_fake_spread,
+    triton="mlip_kernels.triton.merging.merge:spread",
 )
 
 
