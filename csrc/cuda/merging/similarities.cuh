@@ -7,8 +7,9 @@
 //
 // These products only tell which targets may be the best, by `tolerance`, a bound on their error. Those few are
 // compared by what the definition says: a cosine summed in float64 and rounded to float32, by a warp for each source.
-// Ties go to the lowest target. Rows so short or so long that the squares of float32 could leave its range have no
-// approximate cosine, and are always compared.
+// Ties go to the lowest target, so none is compared behind one with a cosine of 1: equal tokens cost little. Rows so
+// short or so long that the squares of float32 could leave its range have no approximate cosine, and are always
+// compared.
 #pragma once
 #include <cuda_pipeline_primitives.h>
 
@@ -335,7 +336,7 @@ __device__ inline void find_best(const Match& p, int64_t b, int first, int count
       int best = state.best[source];
       for (int w = 0; w < WARP_COLUMNS; ++w) {
         highest = fmaxf(highest, state.maxima[w][source]);
-        for (unsigned rest = state.candidates[w][source]; rest; rest &= rest - 1) {
+        for (unsigned rest = state.candidates[w][source]; rest && similarity < 1.0f; rest &= rest - 1) {
           const int column = w * ROWS + __ffs(rest) - 1;
           const double norms = norm * state.norm[HALF + column];
           float cosine = 0.0f;
