@@ -20,6 +20,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <type_traits>
+
 #include "cuda/elements.cuh"
 
 namespace mlip::cuda {
@@ -230,12 +232,28 @@ __global__ void __launch_bounds__(THREADS, 3) merging_combine_kernel(const __gri
   combine_block<T, V, false>(p);
 }
 
+// V elements as they lie in memory, in a type that is moved by one instruction.
+template <typename T, int V>
+using BitsOf = std::conditional_t<sizeof(T) * V == 16, uint4, T>;
+
+template <typename T, int V>
+__device__ inline BitsOf<T, V> scaled(BitsOf<T, V> bits, float weight) {
+  static_assert(sizeof(bits) == sizeof(Pack<T, V>));
+  Pack<T, V> pack;
+  memcpy(&pack, &bits, sizeof bits);
+#pragma unroll
+  for (int v = 0; v < V; ++v) pack.element[v] = narrow<T>(widen(pack.element[v]) * weight);
+  memcpy(&bits, &pack, sizeof bits);
+  return bits;
+}
+
 template <typename T, int V>
 __global__ void __launch_bounds__(THREADS) merging_spread_kernel(const __grid_constant__ MergeRows p) {
-  using Vector = Pack<T, V>;
+  using Bits = BitsOf<T, V>;
   const int lane = threadIdx.x % WARP;
   const int64_t rows = p.batch * p.tokens;
   const int64_t first = (blockIdx.x * int64_t(WARPS) + threadIdx.x / WARP) * SPREAD_ROWS;
+  if (first >= rows) return;
   const int count = rows - first < SPREAD_ROWS ? int(rows - first) : SPREAD_ROWS;
   int64_t offset = 0;
   float weight = 1.0f;
@@ -257,19 +275,23 @@ __global__ void __launch_bounds__(THREADS) merging_spread_kernel(const __grid_co
   }
   T* to = static_cast<T*>(p.to) + first * p.channels;
   for (int64_t c = lane * V; c < p.channels; c += WARP * V) {
-    Vector values[SPREAD_ROWS] = {};
+    Bits values[SPREAD_ROWS];  // of rows behind the last one, the first row: so no access depends on anything
 #pragma unroll
-    for (int i = 0; i < SPREAD_ROWS; ++i) {
-      if (i < count && there[i]) values[i] = *reinterpret_cast<const Vector*>(from[i] + c);
-    }
+    for (int i = 0; i < SPREAD_ROWS; ++i) values[i] = *reinterpret_cast<const Bits*>(from[i] + c);
 #pragma unroll
     for (int i = 0; i < SPREAD_ROWS; ++i) {
       if (i >= count) break;
-      if (there[i] && weights[i] != 1.0f) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) values[i].element[v] = narrow<T>(widen(values[i].element[v]) * weights[i]);
+      if (!there[i]) {
+        values[i] = Bits{};
+      } else if (weights[i] != 1.0f) {
+        values[i] = scaled<T, V>(values[i], weights[i]);
       }
-      *reinterpret_cast<Vector*>(to + i * p.channels + c) = values[i];
+      T* at = to + i * p.channels + c;
+      if constexpr (sizeof(Bits) == 16) {
+        __stcg(reinterpret_cast<Bits*>(at), values[i]);  // the compiler cuts a plain store into four
+      } else {
+        *at = values[i];
+      }
     }
   }
 }

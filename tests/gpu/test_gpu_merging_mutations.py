@@ -1,0 +1,116 @@
+"""Faults planted in the CUDA C++ kernels of token merging are caught, each by the check that should catch it.
+
+A mutation changes one place of the source, of which only what computes on float32 is compiled.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from test_gpu_merging import assert_plan_of_reference, assert_rows_of_reference, masks, metrics, random
+
+import mlip_kernels
+from mlip_kernels import merge_plan
+
+SOURCES = Path(mlip_kernels.__file__).parents[1] / "csrc" / "cuda" / "merging"
+HEADERS = {"match": ("similarities.cuh", "maps.cuh"), "merge": ()}
+FLOAT32_ALONE = (
+    ("match_as<__half>", "match_as<float>"),
+    ("match_as<__nv_bfloat16>", "match_as<float>"),
+    ("function<__half, 8>", "function<float, 4>"),
+    ("function<__half, 1>", "function<float, 1>"),
+    ("function<__nv_bfloat16, 8>", "function<float, 4>"),
+    ("function<__nv_bfloat16, 1>", "function<float, 1>"),
+)
+WRONG, NOTHING = "wrong result", "nothing"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``after`` in the place of ``before``, in a kernel, is seen as ``caught``: a kind of fault, or a wrong result."""
+
+    name: str
+    kernel: str
+    before: str
+    after: str
+    caught: str
+
+
+MUTATIONS = (
+    Mutation("unchanged", "match", "", "", NOTHING),
+    Mutation("unchanged", "merge", "", "", NOTHING),
+    Mutation("piece replaced too early", "match", "__syncthreads();  // the piece has been read", "", "shared_race"),
+    Mutation("candidates not waited for", "match", "__syncthreads();  // candidates are there", "", "shared_race"),
+    Mutation("tile replaced too early", "match", "__syncthreads();  // the tile may be replaced", "", "shared_race"),
+    Mutation("targets not waited for", "match", "__syncthreads();  // the places of targets are there", "", WRONG),
+    Mutation("mask dropped", "match", "squares && p.real(b, n) ? scale", "squares ? scale", WRONG),
+    Mutation("products believed", "match", "least -= margin;", "", WRONG),
+    Mutation("tie to the highest target", "match", "cosine > similarity", "cosine >= similarity", WRONG),
+    Mutation("tie to the highest source", "match", "source <= last", "source > last", WRONG),
+    Mutation("merged rows dropped", "match", "fate != MERGED && own >= outputs", "own >= outputs", WRONG),
+    Mutation(
+        "list not waited for",
+        "merge",
+        "__syncthreads();  // the numbers may be replaced, and the list may be read",
+        "",
+        "shared_race",
+    ),
+    Mutation("dropped rows taken in", "merge", "if (own && sample.lost(n)) {", "if (false) {", WRONG),
+    Mutation("output of the next block", "merge", "int(sample.assignment[n]) - first", "int(sample.assignment[n])", WRONG),
+    Mutation("padding counted", "merge", "p.mask && !p.mask[output] ? 0.0f", "false ? 0.0f", WRONG),
+    Mutation("dropped rows filled", "merge", "if (!there[i]) {", "if (false) {", WRONG),
+    Mutation("one row too many", "merge", "if (i >= count) break;", "", "out_of_bounds"),
+)  # fmt: skip
+
+
+def mutated(mutation):
+    """The source with the mutation; it must be there, and only once."""
+    source = (SOURCES / f"{mutation.kernel}.cu").read_text(encoding="utf-8")
+    for name in HEADERS[mutation.kernel]:
+        header = (SOURCES / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        source = source.replace(f'#include "cuda/merging/{name}"\n', header)
+    for before, after in FLOAT32_ALONE:
+        source = source.replace(before, after)
+    if mutation.before:
+        assert source.count(mutation.before) == 1, f"{mutation.name}: not once in the source"
+        source = source.replace(mutation.before, mutation.after)
+    return source
+
+
+def check(cuda, kernel):
+    mask = masks(2, 150, 0.6)
+    if kernel == "match":
+        for kind, tokens, width in (("similar", 50, 40), ("few values", 150, 9), ("few values", 150, 2)):
+            metric = metrics(kind, 2, tokens, width)
+            for given in (None, mask[:, :tokens]):
+                assert_plan_of_reference(cuda, metric, {"r": tokens // 3, "mask": given})
+        return
+    plan = merge_plan(random(2, 150, 1), 60, mask=mask)
+    x, y = random(2, 150, 9), random(2, 90, 9, seed=1)
+    assert_rows_of_reference(cuda, x, y, plan, random(2, 150, seed=2).abs())
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.kernel}-{m.name.replace(' ', '_')}")
+def test_planted_faults_are_caught(mutation, needs_emulated, request):
+    needs_emulated("cuda")
+    from emulated_cuda import EmulatedCuda
+    from ptx_emulator import EmulatorError
+
+    original = SOURCES / f"{mutation.kernel}.cu"
+    folder = request.config.cache.mkdir(f"merging_mutation_{MUTATIONS.index(mutation)}")
+    file, text = folder / original.name, mutated(mutation)
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        file.write_text(text, encoding="utf-8")
+    try:
+        check(EmulatedCuda("cuda", 80, sources={original: file}), mutation.kernel)
+        outcome = {NOTHING}
+    except EmulatorError as failure:
+        outcome = failure.kinds
+    except AssertionError:
+        outcome = {WRONG}
+    assert mutation.caught in outcome
+
+
+def test_a_mutation_of_text_that_is_gone_is_an_error():
+    with pytest.raises(AssertionError, match="not once in"):
+        mutated(replace(MUTATIONS[2], before="no such line"))
