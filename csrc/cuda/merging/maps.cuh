@@ -61,6 +61,7 @@ struct Chosen {
 template <int THREADS, typename Condition>
 __device__ inline int count_block(int count, Condition condition) {
   int total = 0;
+#pragma unroll 1
   for (int from = 0; from < count; from += THREADS) {
     const int i = from + int(threadIdx.x);
     total += __syncthreads_count(i < count && condition(i));
@@ -108,6 +109,7 @@ __device__ inline void write_maps(const Match& p, int64_t b, const uint64_t* key
   };
 
   int found[FATES] = {};
+#pragma unroll 1
   for (int from = begin; from < end; from += LANES) {
     const Fate fate = fate_of(from + lane);
 #pragma unroll
@@ -124,6 +126,7 @@ __device__ inline void write_maps(const Match& p, int64_t b, const uint64_t* key
 #pragma unroll
   for (int f = 0; f < FATES; ++f) {
     place[f] = before;
+#pragma unroll 1
     for (int w = 0; w < WARPS; ++w) {
       const int more = counts.of[f][w];
       if (w < warp) place[f] += more;
@@ -131,6 +134,7 @@ __device__ inline void write_maps(const Match& p, int64_t b, const uint64_t* key
     }
   }
   int64_t* assignment = p.assignment + b * p.tokens;
+#pragma unroll 1
   for (int from = begin; from < end; from += LANES) {
     const int n = from + lane;
     const Fate fate = fate_of(n);

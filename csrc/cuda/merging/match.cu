@@ -29,6 +29,15 @@ namespace {
 constexpr int MOST_SOURCES = Match::ONE_LAUNCH / 2;
 constexpr int LARGE = 2;  // SIDE of the tiles where 64 rows are not enough
 
+// That a multiprocessor is to hold: of sm_75, the shared memory holds no two.
+#if __CUDA_ARCH__ >= 800
+template <int SIDE>
+constexpr int BLOCKS = SIDE == 1 ? 2 : 1;
+#else
+template <int SIDE>
+constexpr int BLOCKS = 1;
+#endif
+
 // What a block keeps of its sample, besides a tile.
 struct alignas(16) Sample {
   uint64_t key[MOST_SOURCES];
@@ -37,7 +46,7 @@ struct alignas(16) Sample {
 };
 
 template <typename T, int SIDE>
-__global__ void __launch_bounds__(THREADS, SIDE == 1 ? 2 : 1) merging_match_kernel(const __grid_constant__ Match p) {
+__global__ void __launch_bounds__(THREADS, BLOCKS<SIDE>) merging_match_kernel(const __grid_constant__ Match p) {
   extern __shared__ __align__(16) unsigned char memory[];
   Sample& sample = *reinterpret_cast<Sample*>(memory);
   TileState<SIDE>& state = *reinterpret_cast<TileState<SIDE>*>(memory + sizeof(Sample));
@@ -72,7 +81,7 @@ __global__ void __launch_bounds__(THREADS) merging_match_similarities_kernel(con
   }
 }
 
-__global__ void __launch_bounds__(THREADS) merging_match_maps_kernel(const __grid_constant__ Match p) {
+__global__ void __launch_bounds__(THREADS, 2) merging_match_maps_kernel(const __grid_constant__ Match p) {
   __shared__ Counts<WARPS> counts;
   const int64_t b = blockIdx.x, first = b * p.sources();
   write_maps<WARPS>(p, b, p.key + first, [&](int s) { return p.best[first + s]; }, counts);
