@@ -2,6 +2,13 @@
 #pragma once
 #include <cstdint>
 
+// Of functions that device code calls too: headers are also read by compilers that know no devices.
+#ifdef __CUDACC__
+#define MLIP_HOST_DEVICE __host__ __device__
+#else
+#define MLIP_HOST_DEVICE
+#endif
+
 namespace mlip::cuda {
 
 enum class Type { float32, float16, bfloat16 };

@@ -6,6 +6,7 @@ from gates.promises import Condition, Formula, Kernel, Operator, Problem, reserv
 
 FLOAT, INDEX = 4, 8  # bytes of the guide and the row of a target, and of maps and scores
 
+BACKENDS = ("triton", "cuda")
 PROBLEMS = {
     "aligned": {"B": 2, "N": 197, "D": 64, "r": 16, "masked": 0},
     "odd": {"B": 2, "N": 50, "D": 65, "r": 8, "masked": 1},
@@ -67,7 +68,7 @@ def matching(name: str, bytes_of: Formula, runs: Condition) -> Kernel:
         atomics=reserves_tensor_memory,
         wide_loads=vectors,
         runs=runs,
-        backends=("triton",),
+        backends=BACKENDS,
     )
 
 
@@ -83,7 +84,7 @@ OPERATORS = (
                 "merging_match_maps_kernel",
                 bytes=lambda p: p.masked * p.B * (p.N - PREFIX) + proposal_bytes(p) + map_bytes(p),
                 runs=long,
-                backends=("triton",),
+                backends=BACKENDS,
             ),
         ),
         problems=PROBLEMS,
