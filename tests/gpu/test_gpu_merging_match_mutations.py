@@ -1,4 +1,4 @@
-"""Faults planted in the CUDA C++ kernels that choose which tokens merge are caught, each by the check that should catch it.
+"""Faults planted in the CUDA C++ kernels that choose which tokens merge are caught, each as what it is.
 
 A mutation changes one place of the source, of which only what computes on float32 is compiled.
 """
