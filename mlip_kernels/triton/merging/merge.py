@@ -32,9 +32,9 @@ from torch import Tensor
 
 from mlip_kernels.triton.layouts import with_unit_stride
 
-ELEMENTS = 8192  # of a program's tile
+ELEMENTS = 4096  # of a program's tile
 WIDTHS = (1024, 512, 256)  # channels of it
-MOST_ROWS = 64
+MOST_ROWS = 32
 SCANNED = 256  # removed rows looked at in one step: one for each thread
 NUM_WARPS = 8
 NOT_SPECIALIZED = ("N", "outputs")  # or each size could compile the kernel anew
@@ -412,7 +412,13 @@ def _split(batch: int, rows: int, channels: int) -> tuple[tuple[int, int], dict[
         block_c = min(WIDTHS, key=lambda width: triton.cdiv(channels, width) * width)
     block_rows = min(MOST_ROWS, ELEMENTS // block_c)
     grid = batch * triton.cdiv(rows, block_rows), max(1, triton.cdiv(channels, block_c))
-    tile = {"ROWS": block_rows, "BLOCK_C": block_c, "num_warps": NUM_WARPS, "enable_fp_fusion": False}
+    tile = {
+        "ROWS": block_rows,
+        "BLOCK_C": block_c,
+        "num_warps": NUM_WARPS,
+        "maxnreg": 255,  # or ptxas aims at more blocks and spills
+        "enable_fp_fusion": False,
+    }
     return grid, tile
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gates.promises import Kernel, Operator, Problem, always, reserves_tensor_memory
+from gates.records import SECTOR
 
 FLOAT = 4  # bytes of a float32, which shares, means and their gradients are in any dtype
 OPERATORS_OF = torch.ops.mlip_kernels
@@ -147,6 +148,11 @@ def pair_partials(p: Problem, columns: int) -> int:
     return FLOAT * (of_rows + 2 * p.both * p.C * -(-p.B // TILE_ROWS))
 
 
+def own_logits(p: Problem) -> int:
+    """The logits of labels, each alone in its sector."""
+    return SECTOR * p.B
+
+
 def line_sums(p: Problem, lines: int) -> int:
     """Four numbers in double for so many lines."""
     return 32 * (-(-p.B // lines) + p.both * -(-p.C // lines))
@@ -168,7 +174,7 @@ def pair_forward_kernels(backend: str, columns: Callable[[Problem], int], lines:
         Kernel(
             f"{name}_finish_forward_kernel",
             bytes=lambda p: (
-                pair_partials(p, columns(p)) + p.element * p.B + terms_and_labels(p) - FLOAT + line_sums(p, lines)
+                pair_partials(p, columns(p)) + own_logits(p) + terms_and_labels(p) - FLOAT + line_sums(p, lines)
             ),
             backends=(backend,),
         ),
@@ -257,7 +263,7 @@ OPERATORS = (
             ),
             Kernel(
                 "contrastive_pair_cross_entropy_targets_backward_kernel",
-                bytes=lambda p: 2 * p.element * p.B + terms_and_labels(p),
+                bytes=lambda p: 2 * own_logits(p) + terms_and_labels(p),
             ),
         ),
         problems=PAIR_PROBLEMS,

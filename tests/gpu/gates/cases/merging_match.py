@@ -72,6 +72,20 @@ def matching(name: str, bytes_of: Formula, runs: Condition) -> Kernel:
     )
 
 
+def map_kernel_bytes(p: Problem) -> int:
+    return p.masked * p.B * (p.N - PREFIX) + proposal_bytes(p) + map_bytes(p)
+
+
+def partner_bytes(p: Problem) -> int:
+    """The target of each source that merges, which go through memory from one thread to another."""
+    return 2 * FLOAT * p.B * sources(p)
+
+
+def mapping(backend: str, bytes_of: Formula) -> Kernel:
+    """The kernel that makes maps of proposals."""
+    return Kernel("merging_match_maps_kernel", bytes=bytes_of, runs=long, backends=(backend,))
+
+
 OPERATORS = (
     Operator(
         "merging_match",
@@ -80,12 +94,10 @@ OPERATORS = (
         kernels=(
             matching("merging_match_kernel", lambda p: metric_bytes(p) + map_bytes(p), lambda p: not long(p)),
             matching("merging_match_similarities_kernel", lambda p: metric_bytes(p) + proposal_bytes(p), long),
-            Kernel(
-                "merging_match_maps_kernel",
-                bytes=lambda p: p.masked * p.B * (p.N - PREFIX) + proposal_bytes(p) + map_bytes(p),
-                runs=long,
-                backends=BACKENDS,
-            ),
+            mapping(
+                "triton", lambda p: map_kernel_bytes(p) + 2 * FLOAT * p.B * sources(p)
+            ),  # partners go through memory
+            mapping("cuda", map_kernel_bytes),
         ),
         problems=PROBLEMS,
         full_size=FULL_SIZE,
