@@ -39,6 +39,8 @@ class MergeRule:
     """Factor of the guide."""
     proportional_attention: bool
     """Whether a merged token attracts as much attention as the patches it stands for."""
+    max_merges: int | None = None
+    """How many tokens may merge into one at most, in one block; ``None``: any number."""
 
 
 class MergeState(NamedTuple):
@@ -184,6 +186,7 @@ def merged(state: MergeState, attended: Attended, amount: Amount, rule: MergeRul
             guide_weight=rule.guide_weight,
             prefix_tokens=rule.prefix_tokens,
             mask=state.mask,
+            max_merges=rule.max_merges,
         )
     tokens, size = plan.merge(state.tokens)
     energy, frequency = state.energy, state.frequency_tokens

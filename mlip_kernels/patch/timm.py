@@ -31,7 +31,7 @@ from mlip_kernels.nn.merging_blocks import (
     last_state,
     merging_states,
 )
-from mlip_kernels.ops.arguments import check_number
+from mlip_kernels.ops.arguments import check_integer, check_number
 from mlip_kernels.ops.merging import MergePlan, keep_rate_schedule, merge_schedule
 from mlip_kernels.ops.spectral import token_energy
 
@@ -62,6 +62,8 @@ class Merging:
     """Normalised frequency from which on energy is high-frequency energy; ``None`` where no guide reads it."""
     proportional_attention: bool = True
     """Whether a merged token attracts as much attention as the patches it stands for."""
+    max_merges: int | None = None
+    """How many tokens may merge into one at most, in one block; ``None``: any number."""
 
     def schedule(self, depth: int, patches: int) -> list[int]:
         """r of every block."""
@@ -81,6 +83,7 @@ def apply(
     guide_weight: float = 1.0,
     energy_cutoff: float | None = None,
     proportional_attention: bool = True,
+    max_merges: int | None = None,
 ) -> nn.Module:
     """Let a timm ``VisionTransformer`` (or DeiT's, with a distillation token) merge tokens, in place.
 
@@ -101,6 +104,8 @@ def apply(
         energy_cutoff: normalised frequency in [0, 1] from which on energy counts as high-frequency energy, 0.5 for the
             guides above that read it. A function of its own finds the energy in its context if this is given.
         proportional_attention: count merged tokens by their size in attention.
+        max_merges: how many tokens may merge into one at most, in one block (`mlip_kernels.merge_plan`). It keeps flat
+            images from collapsing; plans are then made in plain PyTorch.
 
     Returns:
         The model itself.
@@ -123,6 +128,8 @@ def apply(
     elif guide is not None and not callable(guide):
         raise TypeError(f"guide: expected one of {sorted(GUIDES)}, a function or None, got {type(guide).__name__}")
     check_number("guide_weight", guide_weight)
+    if max_merges is not None:
+        check_integer("max_merges", max_merges, minimum=1)
     if energy_cutoff is not None:
         check_number("energy_cutoff", energy_cutoff, minimum=0.0, maximum=1.0)
     elif guide in READS_ENERGY:
@@ -136,6 +143,7 @@ def apply(
         guide_weight=guide_weight,
         energy_cutoff=energy_cutoff,
         proportional_attention=proportional_attention,
+        max_merges=max_merges,
     )
     settings.schedule(len(vit.blocks), vit.patch_embed.num_patches)  # what it refuses is refused before any change
     for block in vit.blocks:
@@ -246,6 +254,7 @@ class _MergingModel(VisionTransformer):
             guide=self.merging.guide,
             guide_weight=self.merging.guide_weight,
             proportional_attention=self.merging.proportional_attention,
+            max_merges=self.merging.max_merges,
         )
         state = MergeState(tokens)
         if any(schedule):

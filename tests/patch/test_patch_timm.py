@@ -144,6 +144,16 @@ def test_tokens_merge_by_what_is_asked_for():
     assert model.r == [5]
 
 
+def test_a_flat_image_keeps_its_tokens_apart_where_that_is_asked_for():
+    model, flat = tiny(), torch.zeros(1, 3, 64, 64)
+    with torch.no_grad():
+        model.pos_embed.zero_()
+    patch.apply(model, [4, 0, 0])
+    assert float(model.forward_merged(flat)[1].max()) == 5
+    patch.apply(model, [4, 0, 0], max_merges=1)
+    assert float(model.forward_merged(flat)[1].max()) == 2
+
+
 def test_a_small_image_merges_what_it_has():
     model = patch.apply(tiny(), r=100)
     assert model.forward_merged(images())[0].shape[1] == 1 + 2
@@ -350,6 +360,7 @@ def test_a_block_it_does_not_know_is_refused():
         ({"keep_rate": 0.2}, ValueError, "keep_rate"),
         ({"r": 2, "guide": "wavelet"}, ValueError, "guide: expected one of .*got 'wavelet'"),
         ({"r": 2, "guide": 3}, TypeError, "guide: expected one of"),
+        ({"r": 2, "max_merges": 0}, ValueError, "max_merges: .*0"),
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_changes(settings: dict[str, Any], error: type, message: str):
