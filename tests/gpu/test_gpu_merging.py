@@ -75,11 +75,7 @@ def assert_plan_of_reference(cuda, metric, options):
     found = on(cuda, merge_plan, metric, **options)
     with use_reference():
         expected = merge_plan(metric, **options)
-    for name in ("assignment", "kept", "removed", "mask", "dropped"):
-        one, two = getattr(found, name), getattr(expected, name)
-        assert (one is None) == (two is None)
-        if two is not None:
-            assert_identical(one.cpu(), two, name=name)
+    assert_same_plan(found, expected)
     return expected
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mlip_kernels import merge_plan, use_reference
-from mlip_kernels.testing import assert_identical, permuted
+from mlip_kernels.testing import permuted
 
 sys.path.append(str(Path(__file__).parents[1] / "merging"))
-from test_merge_kernels import masks, metrics, random
+from test_merge_kernels import assert_same_plan, masks, metrics, random
 
 BACKENDS = ("triton",)
 EMULATED = [pytest.param((backend, arch), id=f"{backend}-sm{arch}") for backend in BACKENDS for arch in (80, 90)]
@@ -27,11 +27,7 @@ def assert_plan_of_reference(cuda, metric, r, **options):
         found = merge_plan(cuda.put(metric), r, **placed)
     with use_reference():
         expected = merge_plan(metric, r, **options)
-    for name in ("assignment", "kept", "removed", "mask", "dropped"):
-        one, two = getattr(found, name), getattr(expected, name)
-        assert (one is None) == (two is None)
-        if two is not None:
-            assert_identical(one.cpu(), two, name=name)
+    assert_same_plan(found, expected)
     return expected
 
 
