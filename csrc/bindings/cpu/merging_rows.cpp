@@ -2,63 +2,23 @@
 #include <tuple>
 
 #include "bindings/cpu/threads.h"
+#include "bindings/merging_maps.h"
 #include "cpu/merging/merge.h"
 
 namespace mlip::bindings {
 namespace {
 
-// The maps of a matching, checked and contiguous, and the tensors that a problem points into.
-struct Plan {
-  int64_t batch, tokens, outputs;
-  Tensor assignment, kept, removed;
-  std::optional<Tensor> mask, dropped;
-
-  Plan(const Tensor& assignment_, const Tensor& kept_, const Tensor& removed_, const std::optional<Tensor>& mask_,
-       const std::optional<Tensor>& dropped_)
-      : assignment(assignment_), kept(kept_), removed(removed_) {
-    STD_TORCH_CHECK(assignment_.dim() == 2 && kept_.dim() == 2, "assignment, kept: expected [B, N] and [B, N']");
-    batch = assignment_.size(0);
-    tokens = assignment_.size(1);
-    outputs = kept_.size(1);
-    STD_TORCH_CHECK(outputs <= tokens, "kept: expected at most N columns");
-    check("assignment", assignment_, {batch, tokens}, ScalarType::Long);
-    check("kept", kept_, {batch, outputs}, ScalarType::Long);
-    check("removed", removed_, {batch, tokens - outputs}, ScalarType::Long);
-    if (mask_) check("mask", *mask_, {batch, outputs}, ScalarType::Bool);
-    if (dropped_) check("dropped", *dropped_, {batch, tokens}, ScalarType::Bool);
-    assignment = torch::stable::contiguous(assignment_);
-    kept = torch::stable::contiguous(kept_);
-    removed = torch::stable::contiguous(removed_);
-    mask = contiguous(mask_);
-    dropped = contiguous(dropped_);
-  }
+struct Plan : MergingMaps {
+  using MergingMaps::MergingMaps;
 
   template <typename T>
   cpu::MergeRows<T> problem(const Tensor& from, Tensor& to) const {
-    cpu::MergeRows<T> problem{};
-    problem.batch = batch;
-    problem.tokens = tokens;
-    problem.outputs = outputs;
-    problem.channels = from.size(2);
+    auto problem = problem_of<cpu::MergeRows<T>>(from);
     problem.from = data<T>(from);
-    problem.stride_batch = from.stride(0);
-    problem.stride_token = from.stride(1);
-    problem.assignment = data<int64_t>(assignment);
-    problem.kept = data<int64_t>(kept);
-    problem.removed = data<int64_t>(removed);
-    problem.mask = data_or_null<bool>(mask);
-    problem.dropped = data_or_null<bool>(dropped);
     problem.to = mutable_data<T>(to);
     return problem;
   }
 };
-
-// x as [B, rows, C] with unit stride.
-Tensor rows_of(const char* name, const Tensor& x, int64_t batch, int64_t rows) {
-  STD_TORCH_CHECK(x.dim() == 3, name, ": expected three dimensions");
-  check(name, x, {batch, rows, x.size(2)}, x.scalar_type());
-  return x.size(2) > 0 ? with_unit_stride(x) : torch::stable::contiguous(x);
-}
 
 template <typename T>
 int64_t block_grain(const cpu::MergeRows<T>& problem) {

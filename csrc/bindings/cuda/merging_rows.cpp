@@ -4,6 +4,7 @@
 #include "bindings/cuda/device.h"
 #include "bindings/cuda/launch.h"
 #include "bindings/cuda/types.h"
+#include "bindings/merging_maps.h"
 #include "cuda/merging/merge.h"
 
 namespace mlip::bindings {
@@ -13,62 +14,24 @@ using Optional = std::optional<Tensor>;
 
 constexpr int64_t LARGEST_GRID = 0x7fffffff, MOST_TOKENS = 0x7fffffff;
 
-// The maps of a matching, checked and contiguous, and the tensors that a problem points into.
-struct Plan {
-  int64_t batch, tokens, outputs;
-  Tensor assignment, kept, removed;
-  Optional mask, dropped;
-
-  Plan(const Tensor& assignment_, const Tensor& kept_, const Tensor& removed_, const Optional& mask_,
-       const Optional& dropped_)
-      : assignment(assignment_), kept(kept_), removed(removed_) {
-    STD_TORCH_CHECK(assignment_.dim() == 2 && kept_.dim() == 2, "assignment, kept: expected [B, N] and [B, N']");
-    batch = assignment_.size(0);
-    tokens = assignment_.size(1);
-    outputs = kept_.size(1);
-    STD_TORCH_CHECK(outputs <= tokens, "kept: expected at most N columns");
+struct Plan : MergingMaps {
+  Plan(const Tensor& assignment, const Tensor& kept, const Tensor& removed, const Optional& mask,
+       const Optional& dropped)
+      : MergingMaps(assignment, kept, removed, mask, dropped) {
     STD_TORCH_CHECK(tokens <= MOST_TOKENS, "assignment: expected at most ", MOST_TOKENS, " tokens, got ", tokens);
-    check("assignment", assignment_, {batch, tokens}, ScalarType::Long);
-    check("kept", kept_, {batch, outputs}, ScalarType::Long);
-    check("removed", removed_, {batch, tokens - outputs}, ScalarType::Long);
-    if (mask_) check("mask", *mask_, {batch, outputs}, ScalarType::Bool);
-    if (dropped_) check("dropped", *dropped_, {batch, tokens}, ScalarType::Bool);
-    assignment = torch::stable::contiguous(assignment_);
-    kept = torch::stable::contiguous(kept_);
-    removed = torch::stable::contiguous(removed_);
-    mask = contiguous(mask_);
-    dropped = contiguous(dropped_);
   }
 
   bool empty() const { return batch == 0 || outputs == 0; }
 
   cuda::MergeRows problem(const Tensor& from, Tensor& to) const {
-    cuda::MergeRows problem{};
+    auto problem = problem_of<cuda::MergeRows>(from);
     problem.type = cuda_type(from.scalar_type());
-    problem.batch = batch;
-    problem.tokens = tokens;
-    problem.outputs = outputs;
-    problem.channels = from.size(2);
     problem.from = from.const_data_ptr();
-    problem.stride_batch = from.stride(0);
-    problem.stride_token = from.stride(1);
-    problem.assignment = data<int64_t>(assignment);
-    problem.kept = data<int64_t>(kept);
-    problem.removed = data<int64_t>(removed);
-    problem.mask = data_or_null<bool>(mask);
-    problem.dropped = data_or_null<bool>(dropped);
     problem.to = to.mutable_data_ptr();
     problem.vector = rows_are_vectors(from) && rows_are_vectors(to);
     return problem;
   }
 };
-
-// x as [B, rows, C] with unit stride.
-Tensor rows_of(const char* name, const Tensor& x, int64_t batch, int64_t rows) {
-  STD_TORCH_CHECK(x.dim() == 3, name, ": expected three dimensions");
-  check(name, x, {batch, rows, x.size(2)}, x.scalar_type());
-  return x.size(2) > 0 ? with_unit_stride(x) : torch::stable::contiguous(x);
-}
 
 void check_grid(const char* name, const cuda::Launch& launch, const Plan& plan) {
   STD_TORCH_CHECK(launch.grid_x <= LARGEST_GRID, name, ": ", plan.batch, " samples of ", plan.tokens,
