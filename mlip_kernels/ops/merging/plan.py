@@ -176,8 +176,9 @@ def merge_plan(
             it to the next `merge_plan`. A masked prefix token stays in its place.
         max_merges: how many sources may merge into one target at most, ≥ 1; None for any number. Pairs are then carried
             out in the order of their scores, each if its source is still free and its target has room, until there are
-            r; ties go to the lowest source, then to the lowest target. It keeps a flat image, whose tokens are all
-            alike, from collapsing into one token. A limit below r runs in plain PyTorch, with a matrix of scores.
+            r; ties go to the lowest source, then to the lowest target. All targets tie for a source whose guide is so
+            large that it swallows the cosines. It keeps a flat image, whose tokens are all alike, from collapsing into
+            one token. A limit below r runs in plain PyTorch, with a matrix of scores.
 
     Returns:
         The plan. No gradient flows to metric or guide: a choice has none.
