@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import Protocol
@@ -28,6 +29,9 @@ class HeldOut(Protocol):
     def count(self) -> str:
         """How many pairs there are, as far as is known."""
 
+    def content(self) -> Iterator[bytes]:
+        """What is evaluated on, for a digest."""
+
 
 class HeldOutRows:
     """Chosen rows of numbered pairs."""
@@ -41,6 +45,10 @@ class HeldOutRows:
 
     def count(self) -> str:
         return f"{len(self.rows):,} pairs"
+
+    def content(self) -> Iterator[bytes]:
+        for row in self.rows.tolist():
+            yield json.dumps([self.source.keys[row], self.source.captions[row]]).encode()
 
 
 class HeldOutShards:
@@ -58,6 +66,10 @@ class HeldOutShards:
 
     def count(self) -> str:
         return f"at most {self.config.held_out_pairs:,} pairs"
+
+    def content(self) -> Iterator[bytes]:
+        yield from self.source.content()
+        yield json.dumps(self.config.held_out_pairs).encode()
 
 
 def batches(held_out: HeldOut, config: DataConfig, batch_size: int) -> Iterator[Batch]:

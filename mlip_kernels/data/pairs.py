@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -32,6 +33,12 @@ class Pairs(ABC):
     @abstractmethod
     def describe(self, index: int) -> str:
         """Where pair ``index`` comes from, for messages."""
+
+    def content(self) -> Iterator[bytes]:
+        """Keys and captions in their order, for a digest: other bytes for other pairs, the same on every machine."""
+        for first in range(0, len(self.keys), 10_000):  # in parts, since there may be millions
+            part = slice(first, first + 10_000)
+            yield json.dumps([list(self.keys[part]), list(self.captions[part])]).encode()
 
 
 def plain(caption: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import tarfile
 import zlib
@@ -55,6 +57,12 @@ class Shards:
                 tarfile.open(path).close()
             except (OSError, tarfile.TarError, EOFError, zlib.error) as failure:
                 raise OSError(f"{path}: cannot read the shard: {failure}") from failure
+
+    def content(self) -> Iterator[bytes]:
+        """Names below the folder that holds all shards, and sizes in bytes, for a digest that a move leaves alone."""
+        folder = os.path.commonpath([Path(path).resolve().parent for path in self.paths])
+        for path in self.paths:
+            yield json.dumps([os.path.relpath(Path(path).resolve(), folder), os.path.getsize(path)]).encode()
 
     @property
     def empty_captions(self) -> int:
