@@ -66,6 +66,8 @@ def load(data: bytes, size: int) -> Tensor:
             or without a conversion (Lab), or has more than `MAX_PIXELS`.
     """
     pillow = _pillow()
+    if len(data) > MAX_BYTES:
+        raise UndecodableError(f"more than {MAX_BYTES:,} bytes")
     try:
         image = pillow.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size

@@ -81,14 +81,18 @@ class ImageTextData:
         """A few lines: pairs, held-out pairs, what this process skipped so far, the attribution."""
         config = self.config
         sources = {id(source): source for source in (self._training.source, self._held_out.source)}.values()
-        corrupt = sorted(set().union(*(source.corrupt for source in sources)))
+        corrupt = {where: why for source in sources for where, why in source.corrupt.items()}
+        shards = [source for source in sources if isinstance(source, Shards)]
+        damaged = [why for source in shards for why in source.damaged.values()]
         lines = [
             f"{config.data}: {self._training.count()}, "
             f"{self.batches_per_epoch:,} batches of {config.batch_size} per process and epoch",
             f"held out: {self._held_out.count()} of {self._held_out.source.name}",
             f"skipped so far: {len(corrupt):,} corrupt images, "
-            f"{sum(source.empty_captions for source in sources):,} empty captions",
-            *(f"  corrupt: {where}" for where in corrupt[:10]),
+            f"{sum(source.empty_captions for source in sources):,} empty captions"
+            + (f", the ends of {len(damaged):,} damaged shards" if shards else ""),
+            *(f"  corrupt: {where}: {why}" for where, why in sorted(corrupt.items())[:10]),
+            *(f"  damaged: {why}" for why in sorted(damaged)[:10]),
         ]
         if self.attribution:
             lines.append(self.attribution)
@@ -99,13 +103,15 @@ def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTe
     """Open the data that ``config`` names, for process ``rank`` of ``world_size``.
 
     Every file is looked for and every CSV read before this returns; the first use of ``"openmoji"`` at an image size
-    draws the pictures, a few seconds. Batch k of all processes together holds the pairs, augmented alike, that a
-    single process with ``world_size`` times the batch size sees as its batch k.
+    draws the pictures, a few seconds. Process 0 shows the progress of what takes longer than a second on standard
+    error. Batch k of all processes together holds the pairs, augmented alike, that a single process with
+    ``world_size`` times the batch size sees as its batch k.
 
     Raises:
         ImportError: a package of the ``[train]`` extra is absent; names it and the remedy.
         FileNotFoundError, OSError: a file is missing or unreadable; names it.
-        TypeError, ValueError: a wrong argument, a wrong column, too few pairs for one batch.
+        TypeError, ValueError: a wrong argument, a fault of the CSV, shards without captions, too few pairs for one
+            batch.
     """
     if not isinstance(config, DataConfig):
         raise TypeError(f"config: expected a DataConfig, got {type(config).__name__}")
@@ -113,8 +119,8 @@ def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTe
     check_integer("rank", rank, minimum=0, maximum=world_size - 1)
     for module in ("numpy", "PIL.Image", "open_clip.tokenizer"):
         require(module)
-    source = _open(config, config.data)
-    other = source if config.held_out is None else _open(config, config.held_out)
+    source = _open(config, config.data, show_progress=rank == 0)
+    other = source if config.held_out is None else _open(config, config.held_out, show_progress=rank == 0)
     training: PairBatches | ShardBatches
     held_out: HeldOut
     if isinstance(other, Shards):
@@ -127,6 +133,12 @@ def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTe
         training = ShardBatches(source, config, rank, world_size)
     else:
         rows = split(source, config.held_out_pairs if other is source else 0)[0]
+        needed = world_size * config.batch_size
+        if len(rows) < needed < len(source.keys):
+            raise ValueError(
+                f"held_out_pairs: expected a number that leaves a batch of {needed} of the {len(source.keys):,} pairs "
+                f"of {config.data} for training, got {config.held_out_pairs}, which leaves {len(rows):,}"
+            )
         training = PairBatches(source, rows, config, rank, world_size)
     if not training.batches_per_epoch:
         raise ValueError(
@@ -136,8 +148,10 @@ def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTe
     return ImageTextData(config, training, held_out)
 
 
-def _open(config: DataConfig, source: str) -> Pairs | Shards:
+def _open(config: DataConfig, source: str, *, show_progress: bool) -> Pairs | Shards:
     form = form_of("data", source)
     if form == "openmoji":
-        return OpenMojiPairs(config)
-    return CsvPairs(source, config) if form == "csv" else Shards(source)
+        return OpenMojiPairs(config, show_progress=show_progress)
+    if form == "csv":
+        return CsvPairs(source, config, show_progress=show_progress)
+    return Shards(source, config.on_damage, show_progress=show_progress)

@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 
@@ -164,6 +165,7 @@ def test_orientation_six_is_turned_clockwise():
     assert [[red for red, _, _ in row] for row in pixels(encoded(stored, "PNG", exif=exif))] == [[3, 1], [4, 2]]
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_damaged_exif_leaves_the_picture_as_it_is_stored():
     from PIL import Image
 
@@ -302,3 +304,13 @@ def test_a_long_caption_is_cut_and_keeps_its_end():
     assert row[0] == START
     assert row[-1] == END
     assert 0 not in row
+
+
+def test_a_word_without_end_takes_no_longer_than_it_has_to():
+    import random
+
+    letters = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=3000))
+    expected = tokenize([letters], 24)
+    began = time.process_time()
+    assert_identical(tokenize([letters * 40, f"{letters} and more"], 24), expected.expand(2, 24))
+    assert time.process_time() - began < 5, "120,000 letters took many minutes"
