@@ -76,7 +76,7 @@ class CsvPairs(Pairs):
             if not image:
                 raise ValueError(f"{where}: no path in column {config.csv_image_key!r}")
             if not os.path.isfile(self.folder / image):
-                raise FileNotFoundError(f"{where}: no such image: {self.folder / image}")
+                raise FileNotFoundError(f"{where}: no such image: {str(self.folder / image)!r}")
             if not caption:
                 self.empty_captions += 1
                 continue

@@ -255,3 +255,12 @@ def test_images_do_not_depend_on_the_thread_count(csv_config):
         one = next(data.train(0)).images
     with threads(2):
         assert_identical(next(data.train(0)).images, one)
+
+
+def test_reading_that_takes_long_shows_its_progress(csv_config, monkeypatch, capfd):
+    config = csv_config()
+    open_data(config)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr("mlip_kernels.data.reading.SECONDS_BEFORE_PROGRESS", 0.0)
+    open_data(config)
+    assert "reading pairs.csv: 100%" in capfd.readouterr().err
