@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,6 +14,10 @@ from mlip_kernels.data.packages import require
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+LONGEST_CAPTION = 131_072
+"""Characters; Python's csv module takes as many."""
+LONGEST_TOKEN = 32
+"""Characters, at most, of a token in CLIP's vocabulary."""
 
 
 class Batch(NamedTuple):
@@ -33,8 +38,10 @@ def tokenize(captions: Sequence[str], context_length: int) -> Tensor:
     """CLIP's byte-pair encoding as open_clip ships it: int64 ``[len(captions), context_length]``.
 
     Each row is start of text, the caption, end of text, then zeros. A longer caption is cut, its end of text kept.
+    A word is cut first to what fills the row: the encoding takes time with the square of its length.
     """
-    return _tokenizer()(list(captions), context_length)
+    word = re.compile(rf"(\S{{{LONGEST_TOKEN * context_length}}})\S+")
+    return _tokenizer()([word.sub(r"\1", caption) for caption in captions], context_length)
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from mlip_kernels.ops.arguments import check_integer
+from mlip_kernels.ops.arguments import check_choice, check_integer
 
 Form = Literal["openmoji", "csv", "shards"]
+OnDamage = Literal["auto", "error", "skip"]
 
 
 def form_of(name: str, value: object) -> Form:
@@ -45,6 +46,9 @@ class DataConfig:
         csv_separator, csv_image_key, csv_caption_key: one character, and the names of two columns.
         samples_per_epoch: pairs over all processes that make an epoch. Needed for shards, whose number of pairs is
             unknown; elsewhere None means all, and a smaller number takes that many, drawn anew every epoch.
+        on_damage: what becomes of damaged shards. ``"auto"``: an error where the first header or the end mark tells
+            before work starts; damage found later is counted and said, and the rest of that shard left out.
+            ``"error"`` ends the run at either, ``"skip"`` counts either.
         cache_dir: where drawn emoji are kept; None is ``$XDG_CACHE_HOME/mlip_kernels`` or ``~/.cache/mlip_kernels``.
 
     Raises:
@@ -63,6 +67,7 @@ class DataConfig:
     csv_image_key: str = "filepath"
     csv_caption_key: str = "title"
     samples_per_epoch: int | None = None
+    on_damage: OnDamage = "auto"
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -99,5 +104,6 @@ class DataConfig:
             check_integer("samples_per_epoch", self.samples_per_epoch, minimum=1)
         elif form == "shards":
             raise ValueError("samples_per_epoch: expected an integer, as shards do not tell their length, got None")
+        check_choice("on_damage", self.on_damage, get_args(OnDamage))
         if self.cache_dir is not None and not isinstance(self.cache_dir, str):
             raise TypeError(f"cache_dir: expected a string or None, got {type(self.cache_dir).__name__}")

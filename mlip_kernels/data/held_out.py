@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from mlip_kernels.data.batch import Batch, normalize, tokenize
 from mlip_kernels.data.config import DataConfig
-from mlip_kernels.data.images import central_view, decode
+from mlip_kernels.data.images import UndecodableError, central_view, load
 from mlip_kernels.data.pairs import Pairs, plain
 from mlip_kernels.data.shards import Shards
 
@@ -22,11 +24,14 @@ class HeldOut(Protocol):
     @property
     def source(self) -> Pairs | Shards: ...
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor | None, str]]:
-        """For each pair where it comes from, its image (None if it cannot be decoded) and its caption."""
+    def __iter__(self) -> Iterator[tuple[str, Callable[[], Tensor], str]]:
+        """For each pair where it comes from, what decodes its image, and its caption."""
 
     def count(self) -> str:
         """How many pairs there are, as far as is known."""
+
+    def content(self) -> Iterator[bytes]:
+        """What is evaluated on, for a digest."""
 
 
 class HeldOutRows:
@@ -35,12 +40,16 @@ class HeldOutRows:
     def __init__(self, pairs: Pairs, rows: Tensor) -> None:
         self.source, self.rows = pairs, rows
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor | None, str]]:
+    def __iter__(self) -> Iterator[tuple[str, Callable[[], Tensor], str]]:
         for row in self.rows.tolist():
-            yield self.source.describe(row), self.source.image(row), self.source.captions[row]
+            yield self.source.describe(row), partial(self.source.image, row), self.source.captions[row]
 
     def count(self) -> str:
         return f"{len(self.rows):,} pairs"
+
+    def content(self) -> Iterator[bytes]:
+        for row in self.rows.tolist():
+            yield json.dumps([self.source.keys[row], self.source.captions[row]]).encode()
 
 
 class HeldOutShards:
@@ -49,24 +58,30 @@ class HeldOutShards:
     def __init__(self, shards: Shards, config: DataConfig) -> None:
         self.source, self.config = shards, config
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor | None, str]]:
+    def __iter__(self) -> Iterator[tuple[str, Callable[[], Tensor], str]]:
         seen: set[str] = set()
         for sample in self.source.samples(self.source.paths):
             if plain(sample.caption) not in seen:
                 seen.add(plain(sample.caption))
-                yield sample.key, decode(sample.image, self.config.image_size), sample.caption
+                yield sample.key, partial(load, sample.image, self.config.image_size), sample.caption
 
     def count(self) -> str:
         return f"at most {self.config.held_out_pairs:,} pairs"
+
+    def content(self) -> Iterator[bytes]:
+        yield from self.source.content()
+        yield json.dumps(self.config.held_out_pairs).encode()
 
 
 def batches(held_out: HeldOut, config: DataConfig, batch_size: int) -> Iterator[Batch]:
     """Central views of the first ``config.held_out_pairs`` valid pairs; the last batch may be short."""
 
     def views() -> Iterator[tuple[Tensor, str]]:
-        for where, image, caption in held_out:
-            if image is None:
-                held_out.source.corrupt.add(where)
+        for where, decoded, caption in held_out:
+            try:
+                image = decoded()
+            except UndecodableError as failure:
+                held_out.source.corrupt[where] = str(failure)
             else:
                 yield central_view(image, config.image_size), caption
 

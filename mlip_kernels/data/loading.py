@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 from mlip_kernels.data import held_out as evaluation
@@ -58,18 +59,40 @@ class ImageTextData:
         check_integer("batch_size", batch_size, minimum=1)
         return evaluation.batches(self._held_out, self.config, batch_size)
 
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal of what is trained and evaluated on, for a checkpoint to tell other data by.
+
+        Of numbered pairs (openmoji, CSV) it covers the image keys (the paths as the CSV has them) and captions, in
+        order, and which pairs are held out; about a second per million pairs. Of shards it covers their names below
+        their common folder and their sizes. So it stays the same where a folder is moved as a whole, and for any
+        process, seed and batch size. No image is read: a picture replaced under its old name is not noticed.
+
+        Raises:
+            OSError: a shard is gone; names it.
+        """
+        total = hashlib.sha256()
+        for source in (self._training.source, self._held_out):
+            for part in source.content():
+                total.update(len(part).to_bytes(8, "little") + part)
+            total.update(bytes(8))  # a part of no bytes: what follows is of the other source
+        return total.hexdigest()
+
     def report(self) -> str:
         """A few lines: pairs, held-out pairs, what this process skipped so far, the attribution."""
         config = self.config
         sources = {id(source): source for source in (self._training.source, self._held_out.source)}.values()
-        corrupt = sorted(set().union(*(source.corrupt for source in sources)))
+        corrupt = {where: why for source in sources for where, why in source.corrupt.items()}
+        shards = [source for source in sources if isinstance(source, Shards)]
+        damaged = [why for source in shards for why in source.damaged.values()]
         lines = [
             f"{config.data}: {self._training.count()}, "
             f"{self.batches_per_epoch:,} batches of {config.batch_size} per process and epoch",
             f"held out: {self._held_out.count()} of {self._held_out.source.name}",
             f"skipped so far: {len(corrupt):,} corrupt images, "
-            f"{sum(source.empty_captions for source in sources):,} empty captions",
-            *(f"  corrupt: {where}" for where in corrupt[:10]),
+            f"{sum(source.empty_captions for source in sources):,} empty captions"
+            + (f", the ends of {len(damaged):,} damaged shards" if shards else ""),
+            *(f"  corrupt: {where}: {why}" for where, why in sorted(corrupt.items())[:10]),
+            *(f"  damaged: {why}" for why in sorted(damaged)[:10]),
         ]
         if self.attribution:
             lines.append(self.attribution)
@@ -80,13 +103,15 @@ def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTe
     """Open the data that ``config`` names, for process ``rank`` of ``world_size``.
 
     Every file is looked for and every CSV read before this returns; the first use of ``"openmoji"`` at an image size
-    draws the pictures, a few seconds. Batch k of all processes together holds the pairs, augmented alike, that a
-    single process with ``world_size`` times the batch size sees as its batch k.
+    draws the pictures, a few seconds. Process 0 shows the progress of what takes longer than a second on standard
+    error. Batch k of all processes together holds the pairs, augmented alike, that a single process with
+    ``world_size`` times the batch size sees as its batch k.
 
     Raises:
         ImportError: a package of the ``[train]`` extra is absent; names it and the remedy.
         FileNotFoundError, OSError: a file is missing or unreadable; names it.
-        TypeError, ValueError: a wrong argument, a wrong column, too few pairs for one batch.
+        TypeError, ValueError: a wrong argument, a fault of the CSV, shards without captions, too few pairs for one
+            batch.
     """
     if not isinstance(config, DataConfig):
         raise TypeError(f"config: expected a DataConfig, got {type(config).__name__}")
@@ -94,8 +119,8 @@ def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTe
     check_integer("rank", rank, minimum=0, maximum=world_size - 1)
     for module in ("numpy", "PIL.Image", "open_clip.tokenizer"):
         require(module)
-    source = _open(config, config.data)
-    other = source if config.held_out is None else _open(config, config.held_out)
+    source = _open(config, config.data, show_progress=rank == 0)
+    other = source if config.held_out is None else _open(config, config.held_out, show_progress=rank == 0)
     training: PairBatches | ShardBatches
     held_out: HeldOut
     if isinstance(other, Shards):
@@ -108,6 +133,12 @@ def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTe
         training = ShardBatches(source, config, rank, world_size)
     else:
         rows = split(source, config.held_out_pairs if other is source else 0)[0]
+        needed = world_size * config.batch_size
+        if len(rows) < needed < len(source.keys):
+            raise ValueError(
+                f"held_out_pairs: expected a number that leaves a batch of {needed} of the {len(source.keys):,} pairs "
+                f"of {config.data} for training, got {config.held_out_pairs}, which leaves {len(rows):,}"
+            )
         training = PairBatches(source, rows, config, rank, world_size)
     if not training.batches_per_epoch:
         raise ValueError(
@@ -117,8 +148,10 @@ def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTe
     return ImageTextData(config, training, held_out)
 
 
-def _open(config: DataConfig, source: str) -> Pairs | Shards:
+def _open(config: DataConfig, source: str, *, show_progress: bool) -> Pairs | Shards:
     form = form_of("data", source)
     if form == "openmoji":
-        return OpenMojiPairs(config)
-    return CsvPairs(source, config) if form == "csv" else Shards(source)
+        return OpenMojiPairs(config, show_progress=show_progress)
+    if form == "csv":
+        return CsvPairs(source, config, show_progress=show_progress)
+    return Shards(source, config.on_damage, show_progress=show_progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mlip_kernels.data.batch import Batch, normalize, tokenize
 from mlip_kernels.data.config import DataConfig
-from mlip_kernels.data.images import random_view
+from mlip_kernels.data.images import UndecodableError, random_view
 from mlip_kernels.data.seeds import digest, generator, shuffled
 
 
@@ -23,15 +24,27 @@ class Pairs(ABC):
     keys: Sequence[str]
     captions: Sequence[str]
     empty_captions: int
-    corrupt: set[str]
+    corrupt: dict[str, str]
+    """Where pictures that could not be decoded come from, and why they could not."""
 
     @abstractmethod
-    def image(self, index: int) -> Tensor | None:
-        """uint8 ``[3, height, width]``, or None where the file cannot be decoded."""
+    def image(self, index: int) -> Tensor:
+        """uint8 ``[3, height, width]``.
+
+        Raises:
+            UndecodableError: the file cannot be decoded.
+            OSError: it cannot be read; names it.
+        """
 
     @abstractmethod
     def describe(self, index: int) -> str:
         """Where pair ``index`` comes from, for messages."""
+
+    def content(self) -> Iterator[bytes]:
+        """Keys and captions in their order, for a digest: other bytes for other pairs, the same on every machine."""
+        for first in range(0, len(self.keys), 10_000):  # in parts, since there may be millions
+            part = slice(first, first + 10_000)
+            yield json.dumps([list(self.keys[part]), list(self.captions[part])]).encode()
 
 
 def plain(caption: str) -> str:
@@ -70,17 +83,17 @@ def split(pairs: Pairs, count: int) -> tuple[Tensor, Tensor]:
 class View(NamedTuple):
     image: Tensor
     caption: str
-    corrupt: tuple[int, ...]
+    corrupt: dict[int, str]
 
 
 class Collated(NamedTuple):
     images: Tensor
     text: Tensor
     captions: list[str]
-    corrupt: set[int]
+    corrupt: dict[int, str]
 
 
-class EpochViews(Dataset[View]):
+class EpochViews(Dataset[View | Exception]):
     """The samples of one epoch by their position in its order.
 
     A corrupt image is replaced by the sample half an epoch on, or by the first valid one behind that: batches stay
@@ -89,18 +102,27 @@ class EpochViews(Dataset[View]):
 
     def __init__(self, pairs: Pairs, order: Tensor, config: DataConfig, epoch: int) -> None:
         self.pairs, self.order, self.config, self.epoch = pairs, order, config, epoch
-        self.corrupt: set[int] = set()
+        self.corrupt: dict[int, str] = {}
 
-    def __getitem__(self, position: int) -> View:
-        corrupt: list[int] = []
+    def __getitem__(self, position: int) -> View | Exception:
+        try:
+            return self._view(position)
+        except (OSError, ValueError) as failure:
+            return failure  # raised where it arrives: a worker would send its traceback as the message
+
+    def _view(self, position: int) -> View:
+        corrupt: dict[int, str] = {}
         for index in self._candidates(position):
-            image = None if index in self.corrupt else self.pairs.image(index)
-            if image is not None:
-                source = generator(self.config.seed, self.epoch, index)
-                view = random_view(image, self.config.image_size, source)
-                return View(view, self.pairs.captions[index], tuple(corrupt))
-            self.corrupt.add(index)
-            corrupt.append(index)
+            if index not in self.corrupt:
+                try:
+                    image = self.pairs.image(index)
+                except UndecodableError as failure:
+                    self.corrupt[index] = str(failure)
+                else:
+                    source = generator(self.config.seed, self.epoch, index)
+                    view = random_view(image, self.config.image_size, source)
+                    return View(view, self.pairs.captions[index], corrupt)
+            corrupt[index] = self.corrupt[index]
         raise ValueError(f"data: none of the {len(self.order)} training images in {self.pairs.name} can be decoded")
 
     def _candidates(self, position: int) -> Iterator[int]:
@@ -109,10 +131,15 @@ class EpochViews(Dataset[View]):
         for offset in range(count):
             yield int(self.order[(position + count // 2 + offset) % count])
 
-    def collate(self, views: Sequence[View]) -> Collated:
+    def collate(self, fetched: Sequence[View | Exception]) -> Collated | Exception:
+        views = []
+        for view in fetched:
+            if isinstance(view, Exception):
+                return view
+            views.append(view)
         captions = [view.caption for view in views]
         text = tokenize(captions, self.config.context_length)
-        corrupt = {index for view in views for index in view.corrupt}
+        corrupt = {index: why for view in views for index, why in view.corrupt.items()}
         return Collated(torch.stack([view.image for view in views]), text, captions, corrupt)
 
 
@@ -147,7 +174,7 @@ class PairBatches:
             range(number * step + self.rank, (number + 1) * step, self.world_size)
             for number in range(skip, self.batches_per_epoch)
         ]
-        collated: Iterable[Collated]
+        collated: Iterable[Collated | Exception]
         if self.config.workers:
             collated = DataLoader(
                 views,
@@ -157,7 +184,9 @@ class PairBatches:
                 generator=torch.Generator(),  # or the loader would draw from the global one
             )
         else:
-            collated = (views.collate([views[position] for position in batch]) for batch in positions)
-        for images, text, captions, corrupt in collated:
-            self.source.corrupt.update(map(self.source.describe, corrupt))
-            yield Batch(normalize(images), text, captions)
+            collated = (views.collate([views[position] for position in part]) for part in positions)
+        for batch in collated:
+            if isinstance(batch, Exception):
+                raise batch
+            self.source.corrupt.update((self.source.describe(index), why) for index, why in batch.corrupt.items())
+            yield Batch(normalize(batch.images), batch.text, batch.captions)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlip_kernels.data import DataConfig
+from mlip_kernels.data.config import OnDamage
 from mlip_kernels.models.config import (
     FrequencyConfig,
     ImageConfig,
@@ -48,6 +49,9 @@ class TrainConfig:
     """Pairs per process and micro-batch; the negatives of a pair are the other pairs of all processes."""
     workers: int = 0
     """Processes that prepare data."""
+    on_damage: OnDamage = "auto"
+    """What becomes of damaged shards: ``auto`` refuses those that show it before work starts and leaves out what
+    cannot be read of others, with a line for each; ``error`` ends the run at either, ``skip`` leaves out either."""
     cache_dir: str | None = None
     """Where prepared images are kept; by default the user's cache folder."""
     csv_separator: str = "\t"
@@ -134,6 +138,7 @@ class TrainConfig:
             csv_image_key=self.csv_image_key,
             csv_caption_key=self.csv_caption_key,
             samples_per_epoch=self.samples_per_epoch,
+            on_damage=self.on_damage,
             cache_dir=self.cache_dir,
         )
 

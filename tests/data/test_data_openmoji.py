@@ -115,7 +115,21 @@ def test_drawings_are_kept_and_not_drawn_again(few, monkeypatch):
     assert len(list(source.cache_file(16, few.cache_dir).parent.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "other drawings"])
+def test_drawing_shows_its_progress_in_process_0(few, monkeypatch, capfd):
+    monkeypatch.setattr("mlip_kernels.data.reading.SECONDS_BEFORE_PROGRESS", 0.0)
+    source.OpenMojiPairs(few)
+    out, err = capfd.readouterr()
+    assert "drawing openmoji at 16 pixels: 100%" in err
+    assert "3/3" in err
+    assert out == ""
+    source.OpenMojiPairs(few)
+    assert capfd.readouterr() == ("", ""), "nothing is drawn again"
+    source.cache_file(16, few.cache_dir).unlink()
+    open_data(replace(few, batch_size=1), 1, 2)
+    assert capfd.readouterr() == ("", ""), "one bar is enough"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "other drawings", "another shape", "another type"])
 def test_a_damaged_cache_is_drawn_anew(few, damage):
     expected = source.OpenMojiPairs(few).images.clone()
     path = source.cache_file(16, few.cache_dir)
@@ -127,6 +141,10 @@ def test_a_damaged_cache_is_drawn_anew(few, damage):
         path.write_bytes(data)
     elif damage == "emptied":
         path.write_bytes(b"")
+    elif damage.startswith("another"):
+        old, new = (b"[3,3,16,16]", b"[3,3,32,8] ") if damage == "another shape" else (b'"U8"', b'"I8"')
+        assert data.count(old) == 1
+        path.write_bytes(data.replace(old, new))
     else:
         source.save(path, ["1F436"], torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     assert_identical(source.OpenMojiPairs(few).images, expected)

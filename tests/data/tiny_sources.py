@@ -8,6 +8,11 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
+UNREADABLE = Path("/proc/self/mem")  # a file that can be opened, and whose first byte is an input/output error
+needs_proc = pytest.mark.skipif(not UNREADABLE.is_file(), reason="needs Linux")
+
 
 def picture(seed: int, width: int = 20, height: int = 16, kind: str = "PNG") -> bytes:
     from PIL import Image  # only here, so that tests are skipped and not broken where the [train] extra is absent
