@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from mlip_kernels._library import define, differentiate, plain_needed
-from mlip_kernels.ops.arguments import check_choice, check_number, check_same_device, check_shape, check_tensor
+from mlip_kernels.ops.arguments import (
+    autocast_enabled,
+    check_choice,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_tensor,
+)
 from mlip_kernels.reference.contrastive.pair_cross_entropy import pair_cross_entropy as reference_pair_cross_entropy
 from mlip_kernels.reference.contrastive.pair_cross_entropy import (
     pair_cross_entropy_and_terms,
@@ -81,9 +88,7 @@ def pair_cross_entropy(
         loss = _forward(logits, labels, both, label_smoothing)[0]
     if reduction == "mean":
         loss = loss / rows if rows else loss * torch.nan
-    kind = logits.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return loss if autocast else loss.to(logits.dtype)
+    return loss if autocast_enabled(logits.device.type) else loss.to(logits.dtype)
 
 
 def _fake_forward(logits: Tensor, labels: Tensor, both: bool, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
