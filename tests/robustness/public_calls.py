@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,17 +45,10 @@ class Call:
     """Every argument by name: a valid value, and what it has to be."""
     make: Callable[[], Callable[..., Any]] | None = None
     """What makes the function to call, where it is a method: `function` tells its signature only."""
-    untried: tuple[str, ...] = field(default=())
-    """Arguments whose values are looked at elsewhere."""
 
     def __call__(self, **changed: Any) -> Any:
         function = self.function if self.make is None else self.make()
         return function(**{**{name: value for name, (value, _) in self.arguments.items()}, **changed})
-
-    def signature(self) -> list[str]:
-        """The names of the arguments."""
-        names = list(inspect.signature(self.function).parameters)
-        return [name for name in names if name != "self" and name not in self.untried]
 
 
 def floats(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
