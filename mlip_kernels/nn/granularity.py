@@ -9,8 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlip_kernels.ops.arguments import check_shape, check_tensor, check_tokens
+from mlip_kernels.ops.arguments import (
+    check_integer,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_tensor,
+    check_tokens,
+    sequence_of,
+    shown,
+)
 from mlip_kernels.ops.merging import MergePlan, merge_plan
+from mlip_kernels.ops.merging.plan import check_size
 
 
 def three_way_plan(
@@ -29,14 +39,18 @@ def three_way_plan(
         A plan whose output order is: prefix tokens, tokens that stay in ascending order, then the merged groups.
 
     Raises:
-        ValueError: if the shares are negative or exceed 1 together, or a shape does not fit.
+        TypeError, ValueError: an argument has the wrong type, dtype, shape, device or range: shares are negative or
+            exceed 1 together, ``prefix_tokens`` is not in [0, N].
     """
     check_tokens("metric", metric)
     batch, tokens, _ = metric.shape
     check_shape("guide", check_tensor("guide", guide, layout="[B, N]"), (batch, tokens), "[B, N]")
-    stay_share, pair_share = shares
-    if stay_share < 0 or pair_share < 0 or stay_share + pair_share > 1:
-        raise ValueError(f"shares: expected two shares >= 0 with sum <= 1, got {shares}")
+    check_same_device("guide", guide, "metric", metric)
+    stay_share, pair_share = check_shares("shares", shares)
+    prefix_tokens = check_integer("prefix_tokens", prefix_tokens, minimum=0, maximum=tokens)
+    if size is not None:
+        check_size(size, (batch, tokens), "metric", metric)
+        size = size.to(torch.float32)
     patches = tokens - prefix_tokens
     stay = round(stay_share * patches)
     pairs = min(round(pair_share * patches), patches - stay)
@@ -63,6 +77,18 @@ def three_way_plan(
         is_start = torch.zeros_like(assignment, dtype=torch.bool).scatter_(1, start, True)
         removed = is_start.to(torch.int8).argsort(dim=1, stable=True)[:, : tokens - filled].contiguous()
     return MergePlan(assignment, start, removed, prefix_tokens, size=size)
+
+
+def check_shares(name: str, shares: object) -> tuple[float, float]:
+    """Return the shares of `three_way_plan` if they are two numbers, at least 0, with a sum of at most 1."""
+    pair = sequence_of(shares)
+    if pair is None or len(pair) != 2:
+        raise TypeError(f"{name}: expected a pair of shares, got {shown(shares)}")
+    stay = check_number(f"{name}[0]", pair[0], minimum=0.0, maximum=1.0)
+    merge = check_number(f"{name}[1]", pair[1], minimum=0.0, maximum=1.0)
+    if stay + merge > 1:
+        raise ValueError(f"{name}: expected two shares with sum <= 1, got {stay}, {merge}")
+    return stay, merge
 
 
 def _halved(metric: Tensor, size: Tensor | None, rows: Tensor, rounds: int) -> tuple[Tensor, Tensor]:

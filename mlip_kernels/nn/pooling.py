@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
-from mlip_kernels.ops.arguments import check_integer, check_same_device, check_shape, check_tensor, check_tokens
+from mlip_kernels.ops.arguments import (
+    LARGEST_SIZE,
+    autocast_enabled,
+    check_integer,
+    check_same_device,
+    check_shape,
+    check_tensor,
+    check_tokens,
+)
 
 
 class AttentionPool(nn.Module):
@@ -20,8 +30,8 @@ class AttentionPool(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.dim = check_integer("dim", dim, minimum=1)
-        self.query = nn.Parameter(0.02 * torch.randn(dim))
+        self.dim = check_integer("dim", dim, minimum=1, maximum=LARGEST_SIZE)
+        self.query = nn.Parameter(0.02 * torch.randn(self.dim))
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Pool tokens.
@@ -37,11 +47,13 @@ class AttentionPool(nn.Module):
         """
         check_tokens("x", x)
         check_shape("x", x, [*x.shape[:2], self.dim], "[B, N, D]")
+        check_same_device("x", x, "the query", self.query)
         if weight is not None:
             check_shape("weight", check_tensor("weight", weight, layout="[B, N]"), x.shape[:2], "[B, N]")
             check_same_device("weight", weight, "x", x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False) if autocast_enabled(kind) else nullcontext():
             scores = wide @ (self.query.to(wide.dtype) * self.dim**-0.5)
             if weight is None:
                 attention = scores.softmax(-1)

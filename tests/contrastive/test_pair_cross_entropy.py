@@ -2,6 +2,7 @@
 
 import functools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -200,14 +201,24 @@ def test_infinities_and_nan_mean_what_they_mean_in_torch(where, value):
         torch.testing.assert_close(pair_cross_entropy(logits, **options), by_torch(logits, **options), equal_nan=True)
 
 
-@pytest.mark.parametrize("label", [-1, 3])
-def test_labels_that_name_no_column_are_an_error(label):
+@pytest.mark.parametrize("label", [-100, -1, 3, 2**62])
+@pytest.mark.parametrize("directions", ["both", "rows"])
+def test_labels_that_name_no_column_are_an_error(label, directions):
     labels, logits, terms = torch.tensor([0, label, 2]), torch.zeros(3, 3), torch.zeros(2, 3)
     message = f"labels: expected numbers from 0 to 2, got {label}"
-    with pytest.raises(RuntimeError, match=message):
-        pair_cross_entropy(logits, labels)
+    for context in (nullcontext(), use_reference()):
+        with context, pytest.raises(ValueError, match=f"^{message}"):
+            pair_cross_entropy(logits, labels, directions=directions)
     with pytest.raises(RuntimeError, match=message):
         OPERATORS.contrastive_pair_cross_entropy_backward(torch.ones(()), logits, labels, terms, terms, True, 0.0)
+
+
+def test_labels_whose_values_cannot_be_read_make_the_loss_nan():
+    logits = torch.stack([matrix(3, 3), matrix(3, 3)])
+    labels = torch.tensor([[0, 1, 2], [0, -100, 2]])
+    losses = torch.func.vmap(pair_cross_entropy)(logits, labels)
+    assert_close(losses[0] + 1, pair_cross_entropy(logits[0], labels[0]) + 1)
+    assert losses[1].isnan()
 
 
 def test_no_pairs_have_no_mean():

@@ -244,7 +244,7 @@ GOOD = {"image_tokens": torch.zeros(2, 3, 4), "text_tokens": torch.zeros(5, 6, 4
         ("scale", "100", TypeError),
         ("scale", math.nan, ValueError),
         ("scale", torch.ones(2), ValueError),
-        ("scale", torch.ones((), dtype=torch.int64), TypeError),
+        ("scale", torch.ones((), dtype=torch.bool), TypeError),
         ("bias", torch.ones(3, 1), ValueError),
         ("bias", True, TypeError),
     ],

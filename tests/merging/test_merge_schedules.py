@@ -99,7 +99,7 @@ def test_a_single_block_takes_r_itself():
         (lambda: merge_schedule(-1, 12), ValueError, "r"),
         (lambda: merge_schedule(1.5, 12), TypeError, "r"),
         (lambda: merge_schedule((1, 2, 3), 12), ValueError, "r"),
-        (lambda: merge_schedule((8, 1.5), 12), ValueError, "inflection"),
+        (lambda: merge_schedule((8, 1.5), 12), ValueError, r"r\[1\]"),
         (lambda: merge_schedule([1] * 13, 12), ValueError, "r: .*12"),
         (lambda: merge_schedule([1, -1], 12), ValueError, r"r\[1\]"),
         (lambda: merge_layers(0), ValueError, "depth"),

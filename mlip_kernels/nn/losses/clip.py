@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mlip_kernels.nn.losses.gather import all_gather
 from mlip_kernels.nn.losses.paired import PairedLoss, check_no_horovod
-from mlip_kernels.ops.arguments import check_number
+from mlip_kernels.ops.arguments import check_flag, check_number
 from mlip_kernels.ops.contrastive import pair_cross_entropy
 
 
@@ -48,8 +48,8 @@ class ClipLoss(PairedLoss):
         check_no_horovod(use_horovod)
         self.use_horovod = False
         self.label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
-        self.local_loss = local_loss
-        self.gather_with_grad = gather_with_grad
+        self.local_loss = check_flag("local_loss", local_loss)
+        self.gather_with_grad = check_flag("gather_with_grad", gather_with_grad)
 
     def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
         """Column of the matching pair for each of ``num_logits`` rows."""
@@ -91,12 +91,16 @@ class ClipLoss(PairedLoss):
     ) -> Tensor | dict[str, Tensor]:
         """The loss of ``[B, D]`` features of unit length, 0-d, or ``{"contrastive_loss": loss}``.
 
+        ``logit_scale`` and ``logit_bias`` are finite numbers or tensors of one element.
+
         Raises:
-            TypeError: a feature is no floating-point tensor.
+            TypeError: a feature is no floating-point tensor, the two differ in dtype without autocast, or a scale or
+                bias is no number.
             ValueError: shapes or devices do not match, here or between ranks, or there is no pair.
             RuntimeError: ``world_size`` is above 1 and there is no process group.
         """
-        self._check_features(image_features, text_features)
+        logit_scale, logit_bias = self._check_features(image_features, text_features, logit_scale, logit_bias)
+        output_dict = check_flag("output_dict", output_dict)
         per_image, per_text = self.get_logits(image_features, text_features, logit_scale, logit_bias)
         labels = self.get_ground_truth(per_image.device, per_image.shape[0])
         cross_entropy = functools.partial(pair_cross_entropy, labels=labels, label_smoothing=self.label_smoothing)

@@ -6,6 +6,7 @@ that has ``all_gather``, ``reduce_scatter``, ``all_to_all``, ``broadcast`` and `
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,6 +135,24 @@ def _all_to_all(sent: Tensor, counts: list[int]) -> Tensor:
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, counts, counts)
     return received
+
+
+_warned: set[str] = set()
+
+
+def warn_if_local(world_size: int) -> None:
+    """Say once that a loss made for one process runs in a group of several, where its negatives stay in the process."""
+    if world_size > 1 or torch.compiler.is_compiling() or not (dist.is_available() and dist.is_initialized()):
+        return
+    ranks = dist.get_world_size()
+    if ranks > 1 and "local" not in _warned:
+        _warned.add("local")
+        warnings.warn(
+            f"mlip_kernels: a contrastive loss without rank and world_size contrasts the batch of its own process only,"
+            f" but the process group has {ranks}. For the loss over the whole batch, give it"
+            " rank=torch.distributed.get_rank() and world_size=torch.distributed.get_world_size().",
+            stacklevel=4,
+        )
 
 
 def check_process_group(rank: int, world_size: int) -> None:

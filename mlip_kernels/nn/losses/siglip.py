@@ -11,7 +11,7 @@ from torch import Tensor
 from mlip_kernels.nn.losses.gather import all_gather, broadcast
 from mlip_kernels.nn.losses.paired import PairedLoss
 from mlip_kernels.nn.losses.ring import shift
-from mlip_kernels.ops.arguments import check_choice
+from mlip_kernels.ops.arguments import check_choice, check_flag
 
 
 class SigLipLoss(PairedLoss):
@@ -77,12 +77,16 @@ class SigLipLoss(PairedLoss):
     ) -> Tensor | dict[str, Tensor]:
         """The loss of ``[B, D]`` features of unit length, 0-d, or ``{"contrastive_loss": loss}``.
 
+        ``logit_scale`` and ``logit_bias`` are finite numbers or tensors of one element.
+
         Raises:
-            TypeError: a feature is no floating-point tensor.
+            TypeError: a feature is no floating-point tensor, the two differ in dtype without autocast, or a scale or
+                bias is no number.
             ValueError: shapes or devices do not match, here or between ranks, or there is no pair.
             RuntimeError: ``world_size`` is above 1 and there is no process group.
         """
-        self._check_features(image_features, text_features)
+        logit_scale, logit_bias = self._check_features(image_features, text_features, logit_scale, logit_bias)
+        output_dict = check_flag("output_dict", output_dict)
         device, dtype, batch = image_features.device, image_features.dtype, image_features.shape[0]
         losses = []
         for own, texts in self._text_shards(text_features):

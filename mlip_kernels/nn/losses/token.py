@@ -13,10 +13,11 @@ from mlip_kernels.nn.losses.gather import (
     check_process_group,
     exchange_blocks,
     sizes_by_rank,
+    warn_if_local,
 )
 from mlip_kernels.nn.losses.paired import PairedLoss, check_no_horovod
 from mlip_kernels.nn.losses.token_ring import Shards, ordered_logits, ring_logits
-from mlip_kernels.ops.arguments import check_choice, check_number
+from mlip_kernels.ops.arguments import check_choice, check_flag, check_number
 from mlip_kernels.ops.contrastive import check_token_logits, pair_cross_entropy
 
 
@@ -68,8 +69,8 @@ class TokenContrastiveLoss(PairedLoss):
         super().__init__(cache_labels, rank, world_size)
         check_no_horovod(use_horovod)
         check_choice("gather", gather, ("all", "ring"))
-        self.local_loss = local_loss
-        self.gather_with_grad = gather_with_grad
+        self.local_loss = check_flag("local_loss", local_loss)
+        self.gather_with_grad = check_flag("gather_with_grad", gather_with_grad)
         self.use_horovod = False
         self.label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0.0, maximum=1.0)
         self.gather = gather
@@ -141,23 +142,31 @@ class TokenContrastiveLoss(PairedLoss):
                 there is no pair on any of them.
             RuntimeError: ``world_size`` is above 1 and there is no process group.
         """
-        optional = {
-            "image_mask": image_mask,
-            "text_mask": text_mask,
-            "image_weight": image_weight,
-            "text_weight": text_weight,
-        }
-        check_token_logits(image_tokens, text_tokens, scale=logit_scale, bias=logit_bias, **optional)
+        weights = {"image_weight": image_weight, "text_weight": text_weight}
+        checked = check_token_logits(
+            image_tokens,
+            text_tokens,
+            image_mask=image_mask,
+            text_mask=text_mask,
+            **weights,
+            scale=logit_scale,
+            bias=logit_bias,
+            names=("logit_scale", "logit_bias"),
+        )
+        output_dict = check_flag("output_dict", output_dict)
         pairs = text_tokens.shape[0]
         if pairs != image_tokens.shape[0]:
             raise ValueError(f"text_tokens: expected one text an image, B = {image_tokens.shape[0]}, got {pairs}")
+        warn_if_local(self.world_size)
         shards = Shards((pairs,), (text_tokens.shape[1],))
         if self.world_size > 1:
             shards = self._shards(text_tokens, text_weight, text_mask)
         if sum(shards.rows) == 0:
             raise ValueError("batch size: expected at least one pair, got 0: the mean over no pairs is undefined")
 
-        matrices = self.get_logits(image_tokens, text_tokens, logit_scale, logit_bias, **optional, shards=shards)
+        masks = {"image_mask": checked.image_mask, "text_mask": checked.text_mask}
+        scalars = checked.scale, checked.bias
+        matrices = self.get_logits(image_tokens, text_tokens, *scalars, **masks, **weights, shards=shards)
         labels = self.get_ground_truth(image_tokens.device, pairs, shards.of(self.rank).start)
         losses = [
             pair_cross_entropy(m, labels, directions="rows", label_smoothing=self.label_smoothing, reduction="sum")

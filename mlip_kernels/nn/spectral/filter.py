@@ -7,9 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mlip_kernels.ops.arguments import check_choice, check_integer, check_shape, check_tensor
+from mlip_kernels.ops.arguments import (
+    LARGEST_SIZE,
+    check_choice,
+    check_integer,
+    check_new_grid,
+    check_same_device,
+    check_shape,
+    check_tensor,
+    check_tokens,
+    sequence_of,
+)
 from mlip_kernels.ops.spectral import spectral_filter
-from mlip_kernels.ops.spectral.checks import check_new_grid, spectrum_layout, spectrum_shape
+from mlip_kernels.ops.spectral.checks import spectrum_layout, spectrum_shape
 
 Lengths = int | Sequence[int]
 
@@ -31,11 +41,11 @@ class SpectralFilter(nn.Module):
     def __init__(self, dim: int, grid: Lengths, *, basis: str = "rfft", prefix_tokens: int = 0) -> None:
         super().__init__()
         check_choice("basis", basis, ("rfft", "dct"))
-        self.dim = check_integer("dim", dim, minimum=1)
+        self.dim = check_integer("dim", dim, minimum=1, maximum=LARGEST_SIZE)
         self.grid = _lengths("grid", grid)
         self.basis = basis
-        self.prefix_tokens = check_integer("prefix_tokens", prefix_tokens, minimum=0)
-        weight = nn.Parameter(torch.empty(_weight_shape(self.grid, basis, dim)))
+        self.prefix_tokens = check_integer("prefix_tokens", prefix_tokens, minimum=0, maximum=LARGEST_SIZE)
+        weight = nn.Parameter(torch.empty(_weight_shape(self.grid, basis, self.dim)))
         self.register_parameter(self._weight_name, weight)
         self.reset_parameters()
 
@@ -49,8 +59,14 @@ class SpectralFilter(nn.Module):
 
     def forward(self, x: Tensor, grid: Lengths | None = None) -> Tensor:
         """Filter tokens ``[B, prefix_tokens + N, D]``; on another ``grid``, with the weight resampled for it."""
-        grid = self.grid if grid is None else _lengths("grid", grid)
-        weight = resample_filter(getattr(self, self._weight_name), self.grid, grid, basis=self.basis)
+        weight = getattr(self, self._weight_name)
+        check_shape("x", check_tokens("x", x), [*x.shape[:2], self.dim], "[B, N, D]")
+        check_same_device("x", x, "the weight", weight)
+        if grid is None:
+            grid = self.grid
+        else:
+            grid = _like("grid", _lengths("grid", grid), self.grid)
+            weight = resample_filter(weight, self.grid, grid, basis=self.basis)
         return spectral_filter(
             x,
             weight,
@@ -62,7 +78,7 @@ class SpectralFilter(nn.Module):
     @torch.no_grad()
     def set_grid(self, grid: Lengths) -> None:
         """Move to another grid for good; the resampled weight is a new parameter, unknown to existing optimizers."""
-        grid = _lengths("grid", grid)
+        grid = _like("grid", _lengths("grid", grid), self.grid)
         weight: nn.Parameter = getattr(self, self._weight_name)
         resampled = resample_filter(weight, self.grid, grid, basis=self.basis)
         setattr(self, self._weight_name, nn.Parameter(resampled.clone(), requires_grad=weight.requires_grad))
@@ -87,10 +103,8 @@ def resample_filter(weight: Tensor, grid: Lengths, new_grid: Lengths, *, basis: 
         basis: ``"rfft"`` or ``"dct"``.
     """
     check_choice("basis", basis, ("rfft", "dct"))
-    grid, new_grid = _lengths("grid", grid), _lengths("new_grid", new_grid)
-    if isinstance(grid, tuple) != isinstance(new_grid, tuple):
-        kind = "(height, width)" if isinstance(grid, tuple) else "a number of tokens"
-        raise ValueError(f"new_grid: expected {kind} like grid, got {new_grid!r}")
+    grid = _lengths("grid", grid)
+    new_grid = _like("new_grid", _lengths("new_grid", new_grid), grid)
     layout = spectrum_layout(_pair(grid), basis, ", D, 2" if basis == "rfft" else ", D")
     check_tensor("weight", weight, layout=layout)
     axes, new_axes = _axes(grid), _axes(new_grid)
@@ -113,9 +127,17 @@ def _resample_axis(weight: Tensor, axis: int, n: int, new_n: int, *, circular: b
 
 
 def _lengths(name: str, grid: object) -> int | tuple[int, int]:
-    if isinstance(grid, Sequence):
+    if sequence_of(grid) is not None:
         return check_new_grid(name, grid)
-    return check_integer(name, grid, minimum=1)
+    return check_integer(name, grid, minimum=1, maximum=LARGEST_SIZE)
+
+
+def _like(name: str, grid: int | tuple[int, int], other: int | tuple[int, int]) -> int | tuple[int, int]:
+    """Return ``grid`` if it is of the kind of ``other``, which it takes the place of."""
+    if isinstance(grid, tuple) != isinstance(other, tuple):
+        kind = "(height, width)" if isinstance(other, tuple) else "a number of tokens"
+        raise ValueError(f"{name}: expected {kind} like the grid {other}, got {grid!r}")
+    return grid
 
 
 def _axes(grid: int | tuple[int, int]) -> tuple[int, ...]:

@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlip_kernels.nn.spectral.filter import SpectralFilter
+from mlip_kernels.ops.arguments import (
+    LARGEST_SIZE,
+    check_integer,
+    check_new_grid,
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+    check_tokens,
+)
 from mlip_kernels.ops.spectral import irfft, rfft
 
 
@@ -27,11 +36,14 @@ class FilterBank(nn.Module):
 
     def __init__(self, dim: int, grid: tuple[int, int], filters: int) -> None:
         super().__init__()
-        self.filters = nn.ModuleList(SpectralFilter(dim, grid) for _ in range(filters))
-        self.choice = nn.Linear(dim, filters)
+        self.dim, self.grid = _sizes(dim, grid)
+        filters = check_integer("filters", filters, minimum=1, maximum=LARGEST_SIZE)
+        self.filters = nn.ModuleList(SpectralFilter(self.dim, self.grid) for _ in range(filters))
+        self.choice = nn.Linear(self.dim, filters)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the filtered tokens with weights that sum to 1 for every image."""
+        check_module_tokens(x, self.dim, self.grid, self.choice.weight)
         shares = self.choice(x.mean(1)).softmax(-1).to(x.dtype)
         mixed = torch.zeros_like(x)
         for place, spectral_filter in enumerate(self.filters):
@@ -54,7 +66,8 @@ class ComplexMLP(nn.Module):
 
     def __init__(self, dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.grid = grid
+        dim, self.grid = _sizes(dim, grid)
+        self.dim = dim
         self.weight_real = nn.Linear(dim, dim, bias=False)
         self.weight_imaginary = nn.Linear(dim, dim, bias=False)
         self.bias_real = nn.Parameter(torch.zeros(dim))
@@ -62,9 +75,22 @@ class ComplexMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform, mix the channels of every coefficient, transform back."""
+        check_module_tokens(x, self.dim, self.grid, self.weight_real.weight)
         real, imaginary = rfft(x, grid=self.grid)
         mixed_real = self.weight_real(real) - self.weight_imaginary(imaginary) + self.bias_real
         mixed_imaginary = self.weight_real(imaginary) + self.weight_imaginary(real) + self.bias_imaginary
         real = F.softshrink(F.relu(mixed_real), self.THRESHOLD)
         imaginary = F.softshrink(F.relu(mixed_imaginary), self.THRESHOLD)
         return irfft(real.to(x.dtype), imaginary.to(x.dtype), grid=self.grid)
+
+
+def _sizes(dim: object, grid: object) -> tuple[int, tuple[int, int]]:
+    return check_integer("dim", dim, minimum=1, maximum=LARGEST_SIZE), check_new_grid("grid", grid)
+
+
+def check_module_tokens(x: object, dim: int, grid: tuple[int, int], parameter: Tensor) -> None:
+    """Raise unless ``x [B, H · W, D]`` has the device of a module's parameters, and their dtype or autocast."""
+    tokens = check_tokens("x", x)
+    check_shape("x", tokens, [tokens.shape[0], grid[0] * grid[1], dim], "[B, H * W, D]")
+    check_same_device("x", tokens, "the parameters", parameter)
+    check_same_dtype("x", tokens, "the parameters", parameter)

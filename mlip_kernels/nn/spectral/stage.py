@@ -10,9 +10,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mlip_kernels.nn.spectral.filter import Lengths, SpectralFilter
-from mlip_kernels.nn.spectral.mixers import ComplexMLP, FilterBank
-from mlip_kernels.ops.arguments import check_choice, check_integer, check_number, check_shape, check_tokens
-from mlip_kernels.ops.spectral.checks import check_new_grid
+from mlip_kernels.nn.spectral.mixers import ComplexMLP, FilterBank, check_module_tokens
+from mlip_kernels.ops.arguments import (
+    LARGEST_SIZE,
+    check_choice,
+    check_integer,
+    check_new_grid,
+    check_number,
+)
 
 MIXERS = ("filter", "filter_bank", "complex_mlp", "none")
 
@@ -81,12 +86,13 @@ class FrequencyStage(nn.Module):
         filters: int = 4,
     ) -> None:
         super().__init__()
-        check_integer("dim", dim, minimum=1)
+        dim = check_integer("dim", dim, minimum=1, maximum=LARGEST_SIZE)
         check_choice("transform", transform, ("grid", "tokens"))
         check_choice("mixer", mixer, MIXERS)
         check_choice("basis", basis, ("rfft", "dct") if mixer in ("filter", "none") else ("rfft",))
-        check_number("mlp_ratio", mlp_ratio, minimum=0.0)
-        check_integer("filters", filters, minimum=1)
+        mlp_ratio = check_number("mlp_ratio", mlp_ratio, minimum=0.0, maximum=LARGEST_SIZE / dim)
+        filters = check_integer("filters", filters, minimum=1, maximum=LARGEST_SIZE)
+        depth = check_integer("depth", depth, minimum=1, maximum=LARGEST_SIZE)
         self.dim = dim
         self.grid = check_new_grid("grid", grid)
         self.transform = transform
@@ -94,7 +100,7 @@ class FrequencyStage(nn.Module):
         self.gradient_checkpointing = False
         self.blocks = nn.ModuleList(
             _FrequencyBlock(dim, _mixer(mixer, dim, self._transformed(self.grid), basis, filters), mlp_ratio)
-            for _ in range(check_integer("depth", depth, minimum=1))
+            for _ in range(depth)
         )
 
     def _transformed(self, grid: tuple[int, int]) -> int | tuple[int, int]:
@@ -106,9 +112,8 @@ class FrequencyStage(nn.Module):
         ``grid`` is ``(H, W)`` of x where it differs from the one at construction; the mixer ``"filter"`` resamples its
         weight for it, the others cannot.
         """
-        check_tokens("x", x)
         current = self.grid if grid is None else check_new_grid("grid", grid)
-        check_shape("x", x, [x.shape[0], current[0] * current[1], self.dim], "[B, H * W, D]")
+        check_module_tokens(x, self.dim, current, self.blocks[0].norm1.weight)
         other = None if current == self.grid else self._transformed(current)
         if other is not None and self.mixer != "filter":
             raise ValueError(f"grid: expected {self.grid} for mixer={self.mixer!r}, got {current}")

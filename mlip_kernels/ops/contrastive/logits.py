@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mlip_kernels.ops.arguments import (
-    FLOATING,
-    check_number,
+    autocast_enabled,
+    check_mask,
     check_same_device,
+    check_same_dtype,
+    check_scalar,
     check_shape,
     check_tensor,
     check_tokens,
@@ -43,13 +46,14 @@ def token_logits(
     Args:
         image_tokens: ``[B, N, D]``, usually of unit length along D (it is not checked and not enforced).
         text_tokens: ``[C, M, D]`` in the dtype of ``image_tokens``; under autocast, float32 and half may meet.
-        image_mask, text_mask: boolean ``[B, N]`` and ``[C, M]``, True where the token is real. A masked token never
-            wins a maximum, not even against negative similarities, and neither its value nor its weight is used.
+        image_mask, text_mask: ``[B, N]`` and ``[C, M]``, True where the token is real: booleans, or integers, of which
+            0 masks a token. A masked token never wins a maximum, not even against negative similarities, and neither
+            its value nor its weight is used.
         image_weight, text_weight: floating-point ``[B, N]`` and ``[C, M]``, for example the number of patches that a
             merged token stands for. They weigh the mean only: a token of weight 0 can still win a maximum. Meant to
             be non-negative (not checked, it would cost a synchronisation).
-        scale: factor on both outputs, a number or a tensor of one element (CLIP's exponentiated temperature).
-        bias: added to both outputs, a number or a tensor of one element, or None.
+        scale: factor on both outputs, a finite number or a tensor of one element (CLIP's exponentiated temperature).
+        bias: added to both outputs, a finite number or a tensor of one element, or None.
 
     Returns:
         ``per_image [B, C]`` and ``per_text [C, B]``, contiguous: float32, or float64 where the tokens are float64.
@@ -76,7 +80,7 @@ def token_logits(
 
     Source: Yao et al., "FILIP: Fine-grained Interactive Language-Image Pre-Training", ICLR 2022, eq. 5 and 6.
     """
-    check_token_logits(
+    checked = check_token_logits(
         image_tokens,
         text_tokens,
         image_mask=image_mask,
@@ -87,18 +91,27 @@ def token_logits(
         bias=bias,
     )
     kind = image_tokens.device.type
-    with torch.autocast(kind, enabled=False) if _autocast(image_tokens) else nullcontext():
+    with torch.autocast(kind, enabled=False) if autocast_enabled(kind) else nullcontext():
         return reference.token_logits(
             image_tokens,
             text_tokens,
-            image_mask=image_mask,
-            text_mask=text_mask,
+            image_mask=checked.image_mask,
+            text_mask=checked.text_mask,
             image_weight=image_weight,
             text_weight=text_weight,
-            scale=scale,
-            bias=bias,
+            scale=checked.scale,
+            bias=checked.bias,
             maxima=token_maxima(),
         )
+
+
+class Checked(NamedTuple):
+    """What `check_token_logits` returns: the arguments that come in more forms than one, in the form that is used."""
+
+    image_mask: Tensor | None
+    text_mask: Tensor | None
+    scale: float | Tensor
+    bias: float | Tensor | None
 
 
 def check_token_logits(
@@ -111,8 +124,9 @@ def check_token_logits(
     text_weight: object = None,
     scale: object = 1.0,
     bias: object = None,
-) -> None:
-    """Raise what `token_logits` raises for these arguments, looking at metadata only."""
+    names: tuple[str, str] = ("scale", "bias"),
+) -> Checked:
+    """Raise what `token_logits` raises for these arguments, looking at metadata only; ``names`` are the last two's."""
     images = check_tokens("image_tokens", image_tokens)
     texts = check_tokens("text_tokens", text_tokens)
     if texts.shape[2] != images.shape[2]:
@@ -121,34 +135,24 @@ def check_token_logits(
             f"got shape {list(texts.shape)}"
         )
     check_same_device("text_tokens", texts, "image_tokens", images)
-    if texts.dtype != images.dtype and (torch.float64 in (texts.dtype, images.dtype) or not _autocast(images)):
-        raise TypeError(f"text_tokens: expected dtype {images.dtype} (that of image_tokens), got {texts.dtype}")
-    for name, value, tokens, layout, dtypes in (
-        ("image_mask", image_mask, images, "[B, N]", (torch.bool,)),
-        ("text_mask", text_mask, texts, "[C, M]", (torch.bool,)),
-        ("image_weight", image_weight, images, "[B, N]", FLOATING),
-        ("text_weight", text_weight, texts, "[C, M]", FLOATING),
+    check_same_dtype("text_tokens", texts, "image_tokens", images)
+    masks: list[Tensor | None] = []
+    for name, value, tokens, layout in (
+        ("image_mask", image_mask, images, "[B, N]"),
+        ("text_mask", text_mask, texts, "[C, M]"),
+    ):
+        shape = tokens.shape[:2]
+        masks.append(None if value is None else check_mask(name, value, shape, layout, "image_tokens", images))
+    for name, value, tokens, layout in (
+        ("image_weight", image_weight, images, "[B, N]"),
+        ("text_weight", text_weight, texts, "[C, M]"),
     ):
         if value is not None:
-            value = check_tensor(name, value, layout=layout, dtypes=dtypes)
-            check_shape(name, value, tokens.shape[:2], layout)
-            check_same_device(name, value, "image_tokens", images)
-    _check_scalar("scale", scale, images)
-    if bias is not None:
-        _check_scalar("bias", bias, images)
-
-
-def _check_scalar(name: str, value: object, tokens: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        check_number(name, value)
-        return
-    if value.numel() != 1:
-        raise ValueError(f"{name}: expected a number or a tensor of one element, got shape {list(value.shape)}")
-    if value.dtype not in FLOATING:
-        raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
-    check_same_device(name, value, "image_tokens", tokens)
-
-
-def _autocast(tokens: Tensor) -> bool:
-    kind = tokens.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+            weight = check_tensor(name, value, layout=layout)
+            check_shape(name, weight, tokens.shape[:2], layout)
+            check_same_device(name, weight, "image_tokens", images)
+    return Checked(
+        *masks,
+        scale=check_scalar(names[0], scale, "image_tokens", images),
+        bias=None if bias is None else check_scalar(names[1], bias, "image_tokens", images),
+    )

@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 
 from mlip_kernels._library import define, differentiate, plain_needed
-from mlip_kernels.ops.arguments import check_choice, check_number, check_same_device, check_shape, check_tensor
+from mlip_kernels.ops.arguments import (
+    autocast_enabled,
+    check_choice,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_tensor,
+)
 from mlip_kernels.reference.contrastive.pair_cross_entropy import pair_cross_entropy as reference_pair_cross_entropy
 from mlip_kernels.reference.contrastive.pair_cross_entropy import (
     pair_cross_entropy_and_terms,
     pair_cross_entropy_backward,
+    values_can_be_read,
 )
 from mlip_kernels.reference.merging.weighted_mean import accumulation_dtype
 
@@ -34,8 +42,9 @@ def pair_cross_entropy(
     Args:
         logits: ``[B, C]``; float32, bfloat16, float16 or float64. ``B = C`` for both directions.
         labels: ``[B]``, int64: the column that belongs to each row and, for both directions, also the row that belongs
-            to each column. None means that pair i lies on the diagonal. On CPUs, a label that names no column raises
-            RuntimeError; on GPUs, where looking would cost a synchronisation, it makes the loss NaN.
+            to each column. None means that pair i lies on the diagonal. A label that names no column, -100 too, raises
+            ValueError on CPUs (RuntimeError where the call was compiled); on GPUs, where looking would cost a
+            synchronisation, it makes the loss NaN.
         directions: ``"both"``, or ``"rows"`` where the other direction has a matrix of its own.
         label_smoothing: in [0, 1]; that share of each target is spread evenly over all classes.
         reduction: ``"mean"`` over B, NaN if B is 0, or ``"sum"``.
@@ -54,7 +63,7 @@ def pair_cross_entropy(
     number of threads.
 
     Raises:
-        TypeError, ValueError: naming the argument.
+        TypeError, ValueError: naming the argument, before anything is computed from it.
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021,
     figure 3; Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7.
@@ -75,15 +84,26 @@ def pair_cross_entropy(
     check_shape("labels", labels, (rows,), "[B]")
     check_same_device("labels", labels, "logits", logits)
 
-    if plain_needed():
-        loss = reference_pair_cross_entropy(logits, labels, both, label_smoothing)
-    else:
-        loss = _forward(logits, labels, both, label_smoothing)[0]
+    try:
+        if plain_needed():
+            loss = reference_pair_cross_entropy(logits, labels, both, label_smoothing)
+        else:
+            loss = _forward(logits, labels, both, label_smoothing)[0]
+    except (RuntimeError, IndexError) as failure:
+        # Labels are looked at where they are read, by kernels on the CPU and by the reference: nothing reads them twice.
+        _raise_for_labels(labels, columns, failure)
+        raise
     if reduction == "mean":
         loss = loss / rows if rows else loss * torch.nan
-    kind = logits.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return loss if autocast else loss.to(logits.dtype)
+    return loss if autocast_enabled(logits.device.type) else loss.to(logits.dtype)
+
+
+def _raise_for_labels(labels: Tensor, columns: int, failure: Exception) -> None:
+    """Say which label names no column, if that may be why a loss was refused."""
+    if values_can_be_read(labels):
+        wrong = labels[(labels < 0) | (labels >= columns)].tolist()
+        if wrong:
+            raise ValueError(f"labels: expected numbers from 0 to {columns - 1}, got {wrong[0]}") from failure
 
 
 def _fake_forward(logits: Tensor, labels: Tensor, both: bool, label_smoothing: float) -> tuple[Tensor, Tensor, Tensor]:

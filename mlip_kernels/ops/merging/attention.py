@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlip_kernels.ops.arguments import check_number, check_same_device, check_shape, check_tensor
+from mlip_kernels.ops.arguments import (
+    check_flag,
+    check_number,
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+    check_tensor,
+)
 from mlip_kernels.ops.merging.plan import check_size
 from mlip_kernels.reference import merging as reference
 
@@ -64,13 +71,13 @@ def proportional_attention(
     check_shape("v", v, (batch, heads, k.shape[2], v.shape[3]), "[B, H, N, e]")
     for name, value in (("k", k), ("v", v)):
         check_same_device(name, value, "q", q)
-        if value.dtype != q.dtype and not torch.is_autocast_enabled(q.device.type):
-            raise TypeError(f"{name}: expected dtype {q.dtype} (that of q), got {value.dtype}")
+        check_same_dtype(name, value, "q", q)
     if size is not None:
         check_size(size, (batch, k.shape[2]), "k", k)
     if scale is not None:
-        check_number("scale", scale)
-    check_number("dropout_p", dropout_p, minimum=0.0, maximum=1.0)
+        scale = check_number("scale", scale)
+    dropout_p = check_number("dropout_p", dropout_p, minimum=0.0, maximum=1.0)
+    padding = check_flag("padding", padding)
     if padding and size is not None and size.device.type == "cpu" and not _traced():
         padding = bool((size == 0).all(dim=1).any())
     return reference.proportional_attention(q, k, v, size, scale=scale, dropout_p=dropout_p, padding=padding)

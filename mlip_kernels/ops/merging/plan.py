@@ -14,7 +14,9 @@ from torch import Tensor
 
 from mlip_kernels.ops.arguments import (
     FLOATING,
+    INTEGERS,
     check_integer,
+    check_mask,
     check_number,
     check_same_device,
     check_shape,
@@ -24,7 +26,7 @@ from mlip_kernels.ops.arguments import (
 from mlip_kernels.ops.merging.primitives import primitives
 from mlip_kernels.reference import merging as reference
 
-COUNTS = (*FLOATING, torch.int64, torch.int32)
+COUNTS = (*FLOATING, *INTEGERS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,8 +172,8 @@ def merge_plan(
             merge last, −inf first.
         guide_weight: factor of the guide; 0 switches it off.
         prefix_tokens: leading class and register tokens, 0 to N, that are neither sources nor targets.
-        mask: ``[B, N]`` bool, True for real tokens. A masked token is neither source nor target and moves to the end of
-            the output. A sample with fewer than r possible merges carries out those it has and drops padding for
+        mask: ``[B, N]``, True for real tokens: booleans, or integers, of which 0 masks a token. A masked token is
+            neither source nor target and moves to the end of the output. A sample with fewer than r possible merges carries out those it has and drops padding for
             the rest, so every sample shrinks by r; `MergePlan.mask` says which output tokens are real, and pass
             it to the next `merge_plan`. A masked prefix token stays in its place.
         max_merges: how many sources may merge into one target at most, ≥ 1; None for any number. Pairs are then carried
@@ -193,7 +195,7 @@ def merge_plan(
     """
     check_tokens("metric", metric)
     batch, tokens, _ = metric.shape
-    check_integer("r", r, minimum=0)
+    r = check_integer("r", r, minimum=0)
     if size is not None:
         check_size(size, (batch, tokens), "metric", metric)
         size = size.to(torch.float32)
@@ -201,14 +203,12 @@ def merge_plan(
         check_tensor("guide", guide, layout="[B, N]")
         check_shape("guide", guide, (batch, tokens), "[B, N]")
         check_same_device("guide", guide, "metric", metric)
-    check_number("guide_weight", guide_weight)
-    check_integer("prefix_tokens", prefix_tokens, minimum=0, maximum=tokens)
+    guide_weight = check_number("guide_weight", guide_weight)
+    prefix_tokens = check_integer("prefix_tokens", prefix_tokens, minimum=0, maximum=tokens)
     if mask is not None:
-        check_tensor("mask", mask, layout="[B, N]", dtypes=(torch.bool,))
-        check_shape("mask", mask, (batch, tokens), "[B, N]")
-        check_same_device("mask", mask, "metric", metric)
+        mask = check_mask("mask", mask, (batch, tokens), "[B, N]", "metric", metric)
     if max_merges is not None:
-        check_integer("max_merges", max_merges, minimum=1)
+        max_merges = check_integer("max_merges", max_merges, minimum=1)
         if max_merges >= r:
             max_merges = None
     matching = primitives().match(metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)

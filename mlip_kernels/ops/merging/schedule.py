@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mlip_kernels.ops.arguments import check_integer, check_number
+from mlip_kernels.ops.arguments import LARGEST_SIZE, check_flag, check_integer, check_integers, check_number, sequence_of, shown
 
 
 def merge_layers(depth: int) -> tuple[int, ...]:
@@ -17,7 +17,7 @@ def merge_layers(depth: int) -> tuple[int, ...]:
     With 12 blocks these are 3, 6 and 9, the fourth, seventh and tenth (Liang et al., "EViT", ICLR 2022). Fewer than
     three blocks merge where the depth is below three.
     """
-    check_integer("depth", depth, minimum=1)
+    depth = _check_depth(depth)
     return tuple(sorted({depth * quarter // 4 for quarter in (1, 2, 3)}))
 
 
@@ -48,9 +48,10 @@ def keep_rate_schedule(
         TypeError, ValueError: an argument has the wrong type or range; or the rate cannot be reached, as one merging
             step removes at most half of the tokens: below 0.5, or below ``0.5 ** len(layers)`` overall.
     """
-    check_integer("depth", depth, minimum=1)
-    check_integer("tokens", tokens, minimum=1)
-    check_number("keep_rate", keep_rate)
+    depth = _check_depth(depth)
+    tokens = check_integer("tokens", tokens, minimum=1, maximum=LARGEST_SIZE)
+    keep_rate = check_number("keep_rate", keep_rate)
+    overall = check_flag("overall", overall)
     if not 0 < keep_rate <= 1:
         raise ValueError(f"keep_rate: expected a number in (0, 1], got {keep_rate}")
     merging = _check_layers(merge_layers(depth) if layers is None else layers, depth)
@@ -79,18 +80,17 @@ def merge_schedule(r: int | tuple[int, float] | list[int], depth: int) -> list[i
 
     A tuple is always a pair, a list always one r per block. What a block cannot merge, `merge_plan` clamps.
     """
-    check_integer("depth", depth, minimum=1)
-    if isinstance(r, list):
-        if len(r) > depth:
-            raise ValueError(f"r: expected at most one entry for each of the {depth} blocks, got {len(r)}")
-        given = [check_integer(f"r[{block}]", entry, minimum=0) for block, entry in enumerate(r)]
-        return given + [0] * (depth - len(given))
+    depth = _check_depth(depth)
     inflection = 0.0
     if isinstance(r, tuple):
         if len(r) != 2:
-            raise ValueError(f"r: expected a pair (r, inflection), a list or an integer, got {r!r}")
-        r, inflection = r
-        check_number("inflection", inflection, minimum=-1.0, maximum=1.0)
+            raise ValueError(f"r: expected a pair (r, inflection), a list or an integer, got {shown(r)}")
+        r, inflection = check_integer("r[0]", r[0], minimum=0), check_number("r[1]", r[1], minimum=-1.0, maximum=1.0)
+    elif sequence_of(r) is not None:
+        given = check_integers("r", r, minimum=0)
+        if len(given) > depth:
+            raise ValueError(f"r: expected at most one entry for each of the {depth} blocks, got {len(given)}")
+        return given + [0] * (depth - len(given))
     r = check_integer("r", r, minimum=0)
     if depth == 1:
         return [r]
@@ -101,16 +101,20 @@ def merge_schedule(r: int | tuple[int, float] | list[int], depth: int) -> list[i
 
 def token_counts(schedule: Sequence[int], tokens: int) -> list[int]:
     """Patch tokens left behind every block: each removes its r, but never more than half of what comes in."""
-    left = check_integer("tokens", tokens, minimum=0)
+    left = check_integer("tokens", tokens, minimum=0, maximum=LARGEST_SIZE)
     counts = []
-    for block, r in enumerate(schedule):
-        left -= min(check_integer(f"schedule[{block}]", r, minimum=0), left // 2)
+    for r in check_integers("schedule", schedule, minimum=0):
+        left -= min(r, left // 2)
         counts.append(left)
     return counts
 
 
+def _check_depth(depth: object) -> int:
+    return check_integer("depth", depth, minimum=1, maximum=LARGEST_SIZE)
+
+
 def _check_layers(layers: Sequence[int], depth: int) -> list[int]:
-    merging = [check_integer(f"layers[{k}]", layer, minimum=0, maximum=depth - 1) for k, layer in enumerate(layers)]
+    merging = check_integers("layers", layers, minimum=0, maximum=depth - 1)
     if sorted(set(merging)) != merging:
         raise ValueError(f"layers: expected ascending numbers of different blocks, got {list(layers)}")
     return merging

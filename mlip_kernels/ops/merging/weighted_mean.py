@@ -49,7 +49,7 @@ def weighted_mean(x: Tensor, weight: Tensor | None = None, *, prefix_tokens: int
     Size-weighted averaging is that of Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, section 3.
     """
     check_tokens("x", x)
-    check_prefix(prefix_tokens, x.shape[1])
+    prefix_tokens = check_prefix(prefix_tokens, x.shape[1])
     if weight is not None:
         check_tensor("weight", weight, layout="[B, N]")
         check_shape("weight", weight, x.shape[:2], "[B, N]")

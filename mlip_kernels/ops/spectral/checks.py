@@ -8,20 +8,24 @@ import torch
 from torch import Tensor
 
 from mlip_kernels.ops.arguments import (
+    INTEGERS,
+    LARGEST_SIZE,
     check_choice,
     check_grid,
     check_integer,
+    check_new_grid,
     check_out,
     check_prefix,
     check_same_device,
     check_shape,
     check_tensor,
     check_tokens,
+    may_overlap,
+    sequence_of,
 )
 
 Grid = tuple[int, int]
 
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 LARGEST_BAND_MATRIX = 2**30
 
 
@@ -58,13 +62,6 @@ def check_dct_type(type: object, lengths: Sequence[int]) -> int:
     return number
 
 
-def check_new_grid(name: str, grid: object) -> Grid:
-    """Return a grid of any size as ``(height, width)``."""
-    if not isinstance(grid, Sequence) or isinstance(grid, str) or len(grid) != 2:
-        raise TypeError(f"{name}: expected (height, width), got {grid!r}")
-    return check_integer(f"{name}[0]", grid[0], minimum=1), check_integer(f"{name}[1]", grid[1], minimum=1)
-
-
 def check_spectrum(real: object, imag: object, n: object, grid: object) -> tuple[Tensor, Tensor, int, Grid | None]:
     """Return half a spectrum, the number of its tokens, and their grid."""
     if grid is not None:
@@ -77,7 +74,7 @@ def check_spectrum(real: object, imag: object, n: object, grid: object) -> tuple
     else:
         layout = "[B, n // 2 + 1, D]"
         first = check_tensor("real", real, layout=layout)
-        tokens = 2 * (first.shape[1] - 1) if n is None else check_integer("n", n, minimum=1)
+        tokens = 2 * (first.shape[1] - 1) if n is None else check_integer("n", n, minimum=1, maximum=LARGEST_SIZE)
         if tokens < 1:
             raise ValueError(
                 f"n: expected the number of tokens, as {first.shape[1]} coefficients do not tell it, got None"
@@ -104,6 +101,11 @@ def spectrum_layout(grid: Grid | None, basis: str, channels: str = "") -> str:
     return f"[{axes}{channels}]"
 
 
+def argument_layout(grid: Grid | None, basis: str, channels: str = "") -> str:
+    """`spectrum_layout` for an error, which says that the shape is that of a call without a grid."""
+    return spectrum_layout(grid, basis, channels) + (" without a grid" if grid is None else "")
+
+
 def check_filter_weight(weight: object, x: Tensor, shape: list[int], layout: str) -> Tensor:
     """Return the weight of a filter."""
     checked = check_tensor("weight", weight, layout=layout)
@@ -114,17 +116,19 @@ def check_filter_weight(weight: object, x: Tensor, shape: list[int], layout: str
 
 def check_bands(bands: object, x: Tensor, shape: list[int], layout: str) -> tuple[int | Tensor, int]:
     """Return the bands, as they are, and their number; for a tensor this reads its values."""
-    if isinstance(bands, Tensor):
+    if isinstance(bands, Tensor) and bands.dim():
         check_tensor("bands", bands, layout=layout, dtypes=INTEGERS)
         check_shape("bands", bands, shape, layout)
         if bands.device.type != "cpu":
             check_same_device("bands", bands, "x", x)
+        if bands.device.type == "meta":
+            raise ValueError("bands: expected a tensor whose values can be read, got one on meta")
         lowest, highest = int(bands.min()), int(bands.max())
         if lowest < 0:
             raise ValueError(f"bands: expected band numbers from 0 on, got {lowest}")
         count = highest + 1
     else:
-        count = check_integer("bands", bands, minimum=1)
+        bands = count = check_integer("bands", bands, minimum=1)
     coefficients = 1
     for length in shape:
         coefficients *= length
@@ -142,10 +146,24 @@ def check_given(out: object, shape: Sequence[int], layout: str, *inputs: Tensor)
 
 def check_given_pair(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return the tensors that receive real and imaginary part."""
-    if not isinstance(out, Sequence) or len(out) != 2:
-        count = f" of {len(out)}" if isinstance(out, Sequence) else ""
+    pair = None if isinstance(out, Tensor) else sequence_of(out)
+    if pair is None or len(pair) != 2:
+        count = f" of {len(pair)}" if pair is not None else ""
         raise TypeError(f"out: expected (real, imag), got a {type(out).__name__}{count}")
-    real, imag = (check_out(f"out[{i}]", part, shape, layout, inputs) for i, part in enumerate(out))
-    if real is imag:
-        raise ValueError("out: expected two tensors, got the same twice")
+    real, imag = (check_out(f"out[{i}]", part, shape, layout, inputs) for i, part in enumerate(pair))
+    if _share_memory(real, imag):
+        raise ValueError("out: expected two tensors with memory of their own, got two that share some")
     return real, imag
+
+
+def _share_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of one shape may share an element; the two parts of a complex tensor do not."""
+    if first is second:
+        return True
+    if torch.compiler.is_compiling() or not torch._C._is_alias_of(first, second):
+        return False
+    apart = abs(first.storage_offset() - second.storage_offset())
+    if first.stride() == second.stride():
+        return apart == 0 or may_overlap(first, (2, apart))
+    earlier = min(first, second, key=Tensor.storage_offset)
+    return apart <= sum(stride * (length - 1) for stride, length in zip(earlier.stride(), earlier.shape, strict=True))

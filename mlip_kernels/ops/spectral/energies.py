@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mlip_kernels.ops.arguments import check_choice, check_number
-from mlip_kernels.ops.spectral.checks import check_bands, check_grid_tokens, spectrum_layout, spectrum_shape
+from mlip_kernels.ops.spectral.checks import argument_layout, check_bands, check_grid_tokens, spectrum_shape
 from mlip_kernels.ops.spectral.primitives import primitives
 from mlip_kernels.reference import spectral as reference
 
@@ -52,7 +52,7 @@ def band_energy(
     x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
     check_choice("basis", basis, ("dct", "rfft"))
     shape = spectrum_shape(x.shape[1] - prefix_tokens, grid, basis)
-    bands, count = check_bands(bands, x, shape, spectrum_layout(grid, basis))
+    bands, count = check_bands(bands, x, shape, argument_layout(grid, basis))
     return reference.band_energy(x, bands, count, grid, basis, prefix_tokens, primitives())
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mlip_kernels.ops.arguments import check_choice
 from mlip_kernels.ops.spectral.checks import (
+    argument_layout,
     check_filter_weight,
     check_given,
     check_grid_tokens,
     check_norm,
-    spectrum_layout,
     spectrum_shape,
 )
 from mlip_kernels.ops.spectral.primitives import primitives
@@ -70,7 +70,7 @@ def spectral_filter(
     check_choice("basis", basis, ("rfft", "dct"))
     pair, channels = ([2], ", D, 2") if basis == "rfft" else ([], ", D")
     shape = [*spectrum_shape(x.shape[1] - prefix_tokens, grid, basis), x.shape[2], *pair]
-    weight = check_filter_weight(weight, x, shape, spectrum_layout(grid, basis, channels))
+    weight = check_filter_weight(weight, x, shape, argument_layout(grid, basis, channels))
     check_norm(norm)
     given = check_given(out, x.shape, "[B, N, D]", x, weight)
     if weight.dtype == torch.float64 != x.dtype:  # computed in another dtype than that of the result

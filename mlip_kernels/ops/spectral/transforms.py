@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mlip_kernels.ops.arguments import check_flag, check_new_grid
 from mlip_kernels.ops.spectral.checks import (
     check_axis,
     check_dct_type,
     check_given,
     check_given_pair,
     check_grid_tokens,
-    check_new_grid,
     check_norm,
     check_spectrum,
     spectrum_shape,
@@ -214,8 +214,7 @@ def spectral_resize(
     """
     old, new = check_new_grid("grid", grid), check_new_grid("new_grid", new_grid)
     x, _, prefix_tokens = check_grid_tokens(x, old, prefix_tokens)
-    if not isinstance(rescale, bool):
-        raise TypeError(f"rescale: expected True or False, got {rescale!r}")
+    rescale = check_flag("rescale", rescale)
     shape = [x.shape[0], prefix_tokens + new[0] * new[1], x.shape[2]]
     given = check_given(out, shape, "[B, prefix_tokens + h · w, D]", x)
     return reference.spectral_resize(x, old, new, rescale, prefix_tokens, primitives(*given))

@@ -22,13 +22,15 @@ CHUNK_ELEMENTS = 2**20
 def pair_cross_entropy(logits: Tensor, labels: Tensor, both: bool, label_smoothing: float) -> Tensor:
     """Sum over rows of their cross-entropy, or the mean of that and the same over columns; differentiable, any order.
 
-    0-d in float32, or float64 for float64 logits.
+    0-d in float32, or float64 for float64 logits. A label that names no column raises RuntimeError on CPUs; where its
+    value is not to be read, the loss is NaN, as in the kernels.
     """
     wide = logits.to(accumulation_dtype(logits.dtype))
+    labels, named = _named(labels, logits.shape[1])
     loss = F.cross_entropy(wide, labels, reduction="sum", label_smoothing=label_smoothing)
-    if not both:
-        return loss
-    return (loss + F.cross_entropy(wide.t(), labels, reduction="sum", label_smoothing=label_smoothing)) / 2
+    if both:
+        loss = (loss + F.cross_entropy(wide.t(), labels, reduction="sum", label_smoothing=label_smoothing)) / 2
+    return loss if named is None else torch.where(named.all(), loss, torch.nan)
 
 
 def pair_cross_entropy_and_terms(
@@ -40,6 +42,7 @@ def pair_cross_entropy_and_terms(
     give small losses of large logits without cancellation.
     """
     rows, columns = logits.shape
+    labels, named = _named(labels, columns)
     dtype = accumulation_dtype(logits.dtype)
     row_terms = logits.new_empty(2, rows, dtype=dtype)
     column_terms = logits.new_zeros(2, columns if both else 0, dtype=dtype)
@@ -70,7 +73,8 @@ def pair_cross_entropy_and_terms(
     if both:
         own = logits.gather(0, labels[None]).squeeze(0).to(dtype)
         loss = (loss + _total(column_terms, own, column_distances, rows, label_smoothing)) / 2
-    return loss.to(dtype), row_terms, column_terms
+    loss = loss.to(dtype)
+    return loss if named is None else torch.where(named.all(), loss, torch.nan), row_terms, column_terms
 
 
 def pair_cross_entropy_backward(
@@ -87,6 +91,7 @@ def pair_cross_entropy_backward(
     The target of a row is ``1 - s`` at its label and ``s / C`` more everywhere, s being the smoothing.
     """
     rows, columns = logits.shape
+    labels, _ = _named(labels, columns)
     weight = grad.to(row_terms.dtype) / (2 if both else 1)
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     for part in _parts(rows, columns):
@@ -120,6 +125,27 @@ def _probabilities_less_target(
     if inside is not None:
         hit = torch.where(inside, hit, difference.gather(dim, label))
     difference.scatter_(dim, label, hit)
+
+
+def values_can_be_read(tensor: Tensor) -> bool:
+    """Whether looking at the values of a tensor costs no synchronisation and no trace hides them."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._are_functorch_transforms_active() and torch._C._len_torch_dispatch_stack() == 0
+
+
+def _named(labels: Tensor, columns: int) -> tuple[Tensor, Tensor | None]:
+    """Labels that can be used as indices, and which of them name a column; None where all were seen to.
+
+    ``torch.nn.functional.cross_entropy`` would leave out -100, and indexing on a GPU with any other one stops the
+    process.
+    """
+    named = (labels >= 0) & (labels < columns)
+    if not values_can_be_read(labels):
+        return labels.clamp(0, max(columns - 1, 0)), named
+    if not bool(named.all()):
+        raise RuntimeError(f"labels: expected numbers from 0 to {columns - 1}, got {labels[~named][0].item()}")
+    return labels, None
 
 
 def _parts(rows: int, columns: int) -> Iterator[slice]:
