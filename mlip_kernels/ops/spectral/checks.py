@@ -114,7 +114,7 @@ def check_filter_weight(weight: object, x: Tensor, shape: list[int], layout: str
 
 def check_bands(bands: object, x: Tensor, shape: list[int], layout: str) -> tuple[int | Tensor, int]:
     """Return the bands, as they are, and their number; for a tensor this reads its values."""
-    if isinstance(bands, Tensor):
+    if isinstance(bands, Tensor) and bands.dim() > 0:
         check_tensor("bands", bands, layout=layout, dtypes=INTEGERS)
         check_shape("bands", bands, shape, layout)
         if bands.device.type != "cpu":
@@ -124,7 +124,7 @@ def check_bands(bands: object, x: Tensor, shape: list[int], layout: str) -> tupl
             raise ValueError(f"bands: expected band numbers from 0 on, got {lowest}")
         count = highest + 1
     else:
-        count = check_integer("bands", bands, minimum=1)
+        bands = count = check_integer("bands", bands, minimum=1)
     coefficients = 1
     for length in shape:
         coefficients *= length
@@ -132,7 +132,7 @@ def check_bands(bands: object, x: Tensor, shape: list[int], layout: str) -> tupl
         raise ValueError(
             f"bands: expected bands * coefficients <= {LARGEST_BAND_MATRIX}, got {count} bands of {coefficients}"
         )
-    return bands, count  # type: ignore[return-value]
+    return bands, count
 
 
 def check_given(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -149,3 +149,8 @@ def check_given_pair(out: object, shape: Sequence[int], layout: str, *inputs: Te
     if real is imag:
         raise ValueError("out: expected two tensors, got the same twice")
     return real, imag
+
+
+def written(result: Tensor, out: Tensor | None) -> Tensor:
+    """Return ``result`` in ``out`` where one is given; many operators have written there already."""
+    return result if out is None or result is out else out.copy_(result)
