@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mlip_kernels._tracing import number
+
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -76,7 +78,12 @@ def check_out(name: str, out: object, shape: Sequence[int], layout: str, inputs:
 
 
 def check_integer(name: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
-    """Return ``value`` if it is an integer in ``[minimum, maximum]``; booleans are refused."""
+    """Return ``value`` if it is an integer in ``[minimum, maximum]``; booleans are refused.
+
+    While ``torch.jit.trace`` records, what is computed from sizes comes as a 0-d tensor, and becomes a constant here.
+    """
+    if isinstance(value, Tensor) and value.dim() == 0 and torch.jit.is_tracing():
+        value = number(value)
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
     if value < minimum or (maximum is not None and value > maximum):

@@ -193,7 +193,7 @@ def merge_plan(
     """
     check_tokens("metric", metric)
     batch, tokens, _ = metric.shape
-    check_integer("r", r, minimum=0)
+    r = check_integer("r", r, minimum=0)
     if size is not None:
         check_size(size, (batch, tokens), "metric", metric)
         size = size.to(torch.float32)
