@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlip_kernels._tracing import untraced
+
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 LARGEST_INTEGER = 2**63 - 1
@@ -264,7 +266,8 @@ def _number(name: str, value: object) -> object:
             return value
         if value.requires_grad:
             raise ValueError(f"{name}: expected a number without gradient, got a tensor that requires one")
-        return value.item()
+        with untraced():  # while torch.jit.trace records, sizes are 0-d tensors
+            return value.item()
     return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
 
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mlip_kernels.ops.arguments import LARGEST_SIZE, check_flag, check_integer, check_integers, check_number, sequence_of, shown
+from mlip_kernels.ops.arguments import (
+    LARGEST_SIZE,
+    check_flag,
+    check_integer,
+    check_integers,
+    check_number,
+    sequence_of,
+    shown,
+)
 
 
 def merge_layers(depth: int) -> tuple[int, ...]:

@@ -136,7 +136,7 @@ def check_bands(bands: object, x: Tensor, shape: list[int], layout: str) -> tupl
         raise ValueError(
             f"bands: expected bands * coefficients <= {LARGEST_BAND_MATRIX}, got {count} bands of {coefficients}"
         )
-    return bands, count  # type: ignore[return-value]
+    return bands, count
 
 
 def check_given(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -167,3 +167,8 @@ def _share_memory(first: Tensor, second: Tensor) -> bool:
         return apart == 0 or may_overlap(first, (2, apart))
     earlier = min(first, second, key=Tensor.storage_offset)
     return apart <= sum(stride * (length - 1) for stride, length in zip(earlier.stride(), earlier.shape, strict=True))
+
+
+def written(result: Tensor, out: Tensor | None) -> Tensor:
+    """Return ``result`` in ``out`` where one is given; many operators have written there already."""
+    return result if out is None or result is out else out.copy_(result)

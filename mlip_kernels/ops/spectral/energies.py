@@ -43,7 +43,8 @@ def band_energy(
         coefficients is 0. Computed in float32 and rounded once for half precision: a float16 energy beyond 65504 is
         infinite.
 
-    Saved for backward: x, from which the spectrum is computed again. The second derivative raises RuntimeError
+    Saved for backward: x, from which the spectrum is computed again; long axes and the range of values are described in
+    `mlip_kernels.ops.spectral`. The second derivative raises RuntimeError
     (`mlip_kernels.use_reference` computes it).
 
     Raises:
@@ -81,7 +82,8 @@ def token_energy(
         ``[B, N]`` in float32, in float64 for a float64 x. Equal tokens have energy 0 up to rounding for any cutoff
         above 0.
 
-    Saved for backward: x, from which the filtered tokens are computed again. The second derivative raises
+    Saved for backward: x, from which the filtered tokens are computed again; long axes and the range of values are
+    described in `mlip_kernels.ops.spectral`. The second derivative raises
     RuntimeError (`mlip_kernels.use_reference` computes it).
 
     Raises:

@@ -15,6 +15,7 @@ from mlip_kernels.ops.spectral.checks import (
     check_grid_tokens,
     check_norm,
     spectrum_shape,
+    written,
 )
 from mlip_kernels.ops.spectral.primitives import primitives
 from mlip_kernels.reference import spectral as reference
@@ -58,6 +59,7 @@ def spectral_filter(
         of zeros gives zeros; an infinite or NaN token makes its channel NaN.
 
     Saved for backward: the weight where x needs a gradient, x where the weight does; the spectrum is computed again.
+    Long axes and the range of values are described in `mlip_kernels.ops.spectral`.
     The operator is linear in either: it can be differentiated any number of times.
 
     Raises:
@@ -75,5 +77,6 @@ def spectral_filter(
     given = check_given(out, x.shape, "[B, N, D]", x, weight)
     if weight.dtype == torch.float64 != x.dtype:  # computed in another dtype than that of the result
         result = reference.spectral_filter(x, weight, grid, basis, prefix_tokens, primitives())
-        return result if out is None else out.copy_(result)
-    return reference.spectral_filter(x, weight, grid, basis, prefix_tokens, primitives(*given))
+    else:
+        result = reference.spectral_filter(x, weight, grid, basis, prefix_tokens, primitives(*given))
+    return written(result, out)

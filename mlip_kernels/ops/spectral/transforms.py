@@ -1,4 +1,4 @@
-"""DCT, real FFT and spectral resizing of tokens."""
+"""DCT, real FFT and spectral resizing of tokens. Long axes and the range of values: see `mlip_kernels.ops.spectral`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from mlip_kernels.ops.spectral.checks import (
     check_norm,
     check_spectrum,
     spectrum_shape,
+    written,
 )
 from mlip_kernels.ops.spectral.primitives import primitives
 from mlip_kernels.reference import spectral as reference
+from mlip_kernels.reference.spectral.long_axes import is_long
 
 
 def dct(
@@ -52,7 +54,8 @@ def dct(
     Returns:
         ``[B, N, D]`` in the dtype of x; on a grid, token ``prefix_tokens + k_h · W + k_w`` is coefficient
         ``(k_h, k_w)``. Half precision is computed in float32 and rounded once, so a float16 coefficient beyond 65504
-        is infinite. An infinite or NaN token makes the whole spectrum of its channel NaN or infinite.
+        is infinite. An infinite or NaN token makes the whole spectrum of its channel NaN or infinite. How
+        large tokens may be, and what happens on axes of more than 1,024 points: see `mlip_kernels.ops.spectral`.
 
     Nothing is saved for backward. The operator is linear: it can be differentiated any number of times.
 
@@ -67,7 +70,7 @@ def dct(
     type = check_dct_type(type, _lengths(x, dim, grid, prefix_tokens))
     given = check_given(out, x.shape, "[B, N, D]", x)
     result = reference.dct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives(*given))
-    return result if out is None or dim == 1 else out.copy_(result)
+    return written(result, out)
 
 
 def idct(
@@ -91,7 +94,7 @@ def idct(
     type = check_dct_type(type, _lengths(x, dim, grid, prefix_tokens))
     given = check_given(out, x.shape, "[B, N, D]", x)
     result = reference.idct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives(*given))
-    return result if out is None or dim == 1 else out.copy_(result)
+    return written(result, out)
 
 
 def rfft(
@@ -134,6 +137,9 @@ def rfft(
     length = x.shape[1] - prefix_tokens
     shape = [x.shape[0], *spectrum_shape(length, grid, "rfft"), x.shape[2]]
     parts = check_given_pair(out, shape, "[B, H, W // 2 + 1, D]" if grid else "[B, n // 2 + 1, D]", x)
+    if is_long(*(grid or (length,))):
+        result = reference.rfft(x, grid, norm, prefix_tokens)
+        return parts[0].copy_(result[0]), parts[1].copy_(result[1])
     reference.rfft(x, grid, norm, prefix_tokens, primitives(*(part if grid else part.unsqueeze(1) for part in parts)))
     return parts
 
@@ -176,7 +182,7 @@ def irfft(
     real, imag, n, grid = check_spectrum(real, imag, n, grid)
     shape = [real.shape[0], n, real.shape[-1]]
     given = check_given(out, shape, "[B, H · W, D]" if grid else "[B, n, D]", real, imag)
-    return reference.irfft(real, imag, n, grid, check_norm(norm), primitives(*given))
+    return written(reference.irfft(real, imag, n, grid, check_norm(norm), primitives(*given)), out)
 
 
 def spectral_resize(
@@ -217,7 +223,7 @@ def spectral_resize(
     rescale = check_flag("rescale", rescale)
     shape = [x.shape[0], prefix_tokens + new[0] * new[1], x.shape[2]]
     given = check_given(out, shape, "[B, prefix_tokens + h · w, D]", x)
-    return reference.spectral_resize(x, old, new, rescale, prefix_tokens, primitives(*given))
+    return written(reference.spectral_resize(x, old, new, rescale, prefix_tokens, primitives(*given)), out)
 
 
 def _lengths(x: Tensor, dim: int, grid: tuple[int, int] | None, prefix_tokens: int) -> tuple[int, ...]:

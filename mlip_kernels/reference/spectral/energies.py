@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mlip_kernels.reference.spectral import long_axes
 from mlip_kernels.reference.spectral.constants import compute_dtype, constant
 from mlip_kernels.reference.spectral.frequencies import equal_bands, high_pass
 from mlip_kernels.reference.spectral.matrices import dct_matrix
-from mlip_kernels.reference.spectral.primitives import PLAIN, Primitives
+from mlip_kernels.reference.spectral.primitives import PLAIN, Primitives, band_members
 from mlip_kernels.reference.spectral.transforms import (
     Grid,
     Matrices,
@@ -36,6 +38,10 @@ def band_energy(
         named = bands.to(x.device, torch.int32).flatten()
     else:
         named = constant(equal_bands, grid or (width,), basis, count, device=x.device, dtype=torch.int32).flatten()
+    if long_axes.is_long(height, width):
+        plane = long_axes.plane(x, height, width, prefix_tokens)
+        rows = band_members(named, count, height, width, plane, basis == "rfft")
+        return long_axes.band_energy(plane, rows, basis, grid is not None).to(x.dtype)
     matrices = _matrices(x, height, width, grid, basis)
     return primitives.band_energy(x, named, count, *matrices, height, width, prefix_tokens, basis == "rfft")
 
@@ -51,6 +57,13 @@ def token_energy(
     """See `mlip_kernels.token_energy`."""
     height, width = axes_of(x, grid, prefix_tokens)
     kept = constant(high_pass, grid or (width,), basis, cutoff, device=x.device, dtype=compute_dtype(x))
+    if long_axes.is_long(height, width):
+        plane = long_axes.plane(x, height, width, prefix_tokens)
+        kept = kept.reshape(height, -1, 1)
+        if basis == "rfft":  # as the weight of a filter, it has an imaginary part
+            kept = torch.stack((kept, torch.zeros_like(kept)), -1)
+        high = long_axes.filtered(plane, kept, grid is not None)
+        return F.pad(high.square().sum(-1).flatten(1), (prefix_tokens, 0))
     kept = kept.reshape(height, width) if basis == "dct" else kept.reshape(height, width // 2 + 1, 1)
     return primitives.token_energy(x, kept, *_matrices(x, height, width, grid, basis), height, width, prefix_tokens)
 

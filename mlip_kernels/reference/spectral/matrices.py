@@ -17,7 +17,7 @@ _INVERSE_TYPE = {1: 1, 2: 3, 3: 2, 4: 4}
 _INVERSE_NORM = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
 
 
-def _waves(rows: Tensor, columns: Tensor, period: int) -> tuple[Tensor, Tensor]:
+def waves(rows: Tensor, columns: Tensor, period: int) -> tuple[Tensor, Tensor]:
     """Cosine and sine of ``rows · columns`` (integers) times a full turn divided by ``period``."""
     quarters = 4 * (torch.outer(rows, columns) % period)
     nearest = (2 * quarters + period) // (2 * period)
@@ -28,14 +28,21 @@ def _waves(rows: Tensor, columns: Tensor, period: int) -> tuple[Tensor, Tensor]:
     return torch.where(half_turn, -cosine, cosine), torch.where(half_turn, -sine, sine)
 
 
-def _ones_except(mask: Tensor, value: float) -> Tensor:
+def ones_except(mask: Tensor, value: float) -> Tensor:
+    """1 in float64, and ``value`` where the mask is True."""
     return torch.ones(mask.shape, dtype=torch.float64, device=mask.device).masked_fill(mask, value)
 
 
-def _scale(norm: str, period: int, *, inverse: bool = False) -> float:
+def scale_of(norm: str, period: int, *, inverse: bool = False) -> float:
+    """The factor of a norm, for a transform of ``period`` points (a cosine transform mirrors its points)."""
     if norm == "ortho":
         return 1 / torch.sym_sqrt(period)
     return 1 / period if (norm == "forward") != inverse else 1.0
+
+
+def inverse_of(type: int, norm: str) -> tuple[int, str]:
+    """Type and norm of the inverse DCT: 2 and 3 are each other's inverse, 1 and 4 their own, up to the norm."""
+    return _INVERSE_TYPE[type], _INVERSE_NORM[norm]
 
 
 @fetched_by_graphs
@@ -45,39 +52,39 @@ def dct_matrix(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
     both_ends = (k == 0) | (k == n - 1)
     if type == 1:
         period = 2 * (n - 1)
-        matrix = 2 * _waves(k, k, period)[0]
+        matrix = 2 * waves(k, k, period)[0]
         inputs, outputs = both_ends, both_ends
     elif type == 2:
         period = 2 * n
-        matrix = 2 * _waves(k, 2 * k + 1, 2 * period)[0]
+        matrix = 2 * waves(k, 2 * k + 1, 2 * period)[0]
         inputs, outputs = k < 0, k == 0
     elif type == 3:
         period = 2 * n
-        matrix = 2 * _waves(2 * k + 1, k, 2 * period)[0]
+        matrix = 2 * waves(2 * k + 1, k, 2 * period)[0]
         inputs, outputs = k == 0, k < 0
     else:
         period = 2 * n
-        matrix = 2 * _waves(2 * k + 1, 2 * k + 1, 4 * period)[0]
+        matrix = 2 * waves(2 * k + 1, 2 * k + 1, 4 * period)[0]
         inputs, outputs = k < 0, k < 0
     if norm == "ortho":
         root = math.sqrt(0.5)
-        matrix = _ones_except(outputs, root)[:, None] * matrix * _ones_except(inputs, root)
+        matrix = ones_except(outputs, root)[:, None] * matrix * ones_except(inputs, root)
     else:
-        matrix = matrix * _ones_except(inputs, 0.5)
-    return matrix * _scale(norm, period)
+        matrix = matrix * ones_except(inputs, 0.5)
+    return matrix * scale_of(norm, period)
 
 
 @fetched_by_graphs
 def idct_matrix(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
-    """The inverse of `dct_matrix`: types 2 and 3 are each other's inverse, 1 and 4 their own, up to the norm."""
-    return dct_matrix(n, _INVERSE_TYPE[type], _INVERSE_NORM[norm], device=device)
+    """The inverse of `dct_matrix`."""
+    return dct_matrix(n, *inverse_of(type, norm), device=device)
 
 
 @fetched_by_graphs
 def rfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     """``[2 (n // 2 + 1), n]``: real tokens to the real parts, then the imaginary parts, of half the spectrum."""
-    cosine, sine = _waves(torch.arange(n // 2 + 1, device=device), torch.arange(n, device=device), n)
-    return torch.cat((cosine, -sine)) * _scale(norm, n)
+    cosine, sine = waves(torch.arange(n // 2 + 1, device=device), torch.arange(n, device=device), n)
+    return torch.cat((cosine, -sine)) * scale_of(norm, n)
 
 
 @fetched_by_graphs
@@ -88,25 +95,25 @@ def irfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     count once, and an imaginary part there has no effect, as their sine is 0.
     """
     k = torch.arange(n // 2 + 1, device=device)
-    cosine, sine = _waves(torch.arange(n, device=device), k, n)
+    cosine, sine = waves(torch.arange(n, device=device), k, n)
     own_image = (k == 0) | (2 * k == n)
-    return torch.cat((torch.where(own_image, cosine, 2 * cosine), -2 * sine), 1) * _scale(norm, n, inverse=True)
+    return torch.cat((torch.where(own_image, cosine, 2 * cosine), -2 * sine), 1) * scale_of(norm, n, inverse=True)
 
 
 @fetched_by_graphs
 def fft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     """``[2, n, n]``: real and imaginary part of the matrix of the complex FFT."""
     k = torch.arange(n, device=device)
-    cosine, sine = _waves(k, k, n)
-    return torch.stack((cosine, -sine)) * _scale(norm, n)
+    cosine, sine = waves(k, k, n)
+    return torch.stack((cosine, -sine)) * scale_of(norm, n)
 
 
 @fetched_by_graphs
 def ifft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
     """``[2, n, n]``: real and imaginary part of the matrix of the inverse of the complex FFT."""
     k = torch.arange(n, device=device)
-    cosine, sine = _waves(k, k, n)
-    return torch.stack((cosine, sine)) * _scale(norm, n, inverse=True)
+    cosine, sine = waves(k, k, n)
+    return torch.stack((cosine, sine)) * scale_of(norm, n, inverse=True)
 
 
 @fetched_by_graphs

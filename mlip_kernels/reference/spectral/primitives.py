@@ -42,7 +42,7 @@ def separable(
 ) -> Tensor:
     """``[B, prefix + H' · W', D]`` in the dtype of x for ``along_h [H', H]`` and ``along_w [W', W]``."""
     tokens = _separable(x[:, prefix_tokens:].to(along_w.dtype), along_h, along_w, height, width)
-    return _behind_prefix(x, tokens, prefix_tokens)
+    return behind_prefix(x, tokens, prefix_tokens)
 
 
 def analysis(
@@ -64,7 +64,7 @@ def filtered(
 ) -> Tensor:
     """Tokens filtered by ``weight``, ``[H, W, D]`` (cosine) or ``[H, K, D, 2]`` (Fourier), in the matrices' dtype."""
     tokens = _filtered(x[:, prefix_tokens:].to(along_w.dtype), weight, along_h, along_w, height, width)
-    return _behind_prefix(x, tokens, prefix_tokens)
+    return behind_prefix(x, tokens, prefix_tokens)
 
 
 def filtered_backward_weight(
@@ -104,7 +104,7 @@ def band_energy(
     """``[B, count, D]``: the squared coefficients, mirror images included, of each band in ``bands`` (int32, flat)."""
     tokens = x[:, prefix_tokens:].to(along_w.dtype)
     power = _power(tokens, along_h, along_w, height, width, fourier)
-    return product(_members(bands, count, height, width, along_w, fourier), power).to(x.dtype)
+    return product(band_members(bands, count, height, width, along_w, fourier), power).to(x.dtype)
 
 
 def band_energy_backward(
@@ -120,7 +120,7 @@ def band_energy_backward(
 ) -> Tensor:
     """Gradient of x: twice the adjoint of the coefficients, each weighted by its band's gradient; 0 for the prefix."""
     tokens = x[:, prefix_tokens:].to(along_w.dtype)
-    members = _members(bands, grad.shape[1], height, width, along_w, fourier)
+    members = band_members(bands, grad.shape[1], height, width, along_w, fourier)
     share = 2 * product(members.t(), grad.to(along_w.dtype))
     adjoint_w = along_w.t()
     if not fourier:
@@ -179,7 +179,8 @@ def multiplicity(width: int, like: Tensor) -> Tensor:
     return torch.where((k == 0) | (2 * k == width), 1.0, 2.0).to(like.dtype)
 
 
-def _behind_prefix(x: Tensor, tokens: Tensor, prefix_tokens: int) -> Tensor:
+def behind_prefix(x: Tensor, tokens: Tensor, prefix_tokens: int) -> Tensor:
+    """``tokens`` in the dtype of x behind its prefix tokens, contiguous."""
     tokens = tokens.to(x.dtype)
     return torch.cat((x[:, :prefix_tokens], tokens), 1) if prefix_tokens else tokens.contiguous()
 
@@ -262,7 +263,7 @@ def _power(x: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, widt
     return (real.square() + imaginary.square()).flatten(1, -2)
 
 
-def _members(bands: Tensor, count: int, height: int, width: int, like: Tensor, fourier: bool) -> Tensor:
+def band_members(bands: Tensor, count: int, height: int, width: int, like: Tensor, fourier: bool) -> Tensor:
     """``[count, coefficients]``: the multiplicity of each coefficient in its band's row, 0 in the others."""
     named = bands.reshape(1, -1) == torch.arange(count, device=bands.device)[:, None]
     weights = multiplicity(width, like).repeat(height) if fourier else like.new_ones(bands.numel())
