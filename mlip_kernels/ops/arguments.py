@@ -1,7 +1,7 @@
 """Checks of arguments, shared by every operator: each error names the argument, what came and what was wanted.
 
 All of them look at metadata only (shape, dtype, device), so they cost no synchronisation and trace under
-``torch.compile``. They run before anything is launched.
+``torch.compile``. They run before anything is launched. Who looks at values asks `values_known` first.
 """
 
 from __future__ import annotations
@@ -49,6 +49,18 @@ def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) 
     """Raise unless ``value`` lives where ``other`` does."""
     if value.device != other.device:
         raise ValueError(f"{name}: expected device {other.device} (that of {other_name}), got {value.device}")
+
+
+def values_known(*tensors: Tensor | None) -> bool:
+    """Whether the elements of ``tensors`` can be looked at: nothing is traced, transformed or captured for a graph."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in given):
+        return False
+    return not (any(tensor.is_cuda for tensor in given) and torch.cuda.is_current_stream_capturing())
 
 
 def check_out(name: str, out: object, shape: Sequence[int], layout: str, inputs: Sequence[Tensor]) -> Tensor:
