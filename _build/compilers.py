@@ -60,8 +60,11 @@ def cxx_flags() -> list[str]:
     optimise = ["-O0", "-g"] if DEBUG else ["-O3", "-DNDEBUG"]
     warnings = ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]  # GCC 12 warns about its own AVX-512 header
     language = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", OLDEST_TORCH]
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{torch_folder() / 'include'}"]
-    return [*language, *optimise, *warnings, *includes, *shlex.split(ENV.get("CXXFLAGS", ""))]
+    headers = torch_folder() / "include"
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{headers}"]
+    # Messages of torch's headers name their file: let it not be the folder that it has on the machine of the build.
+    no_folders = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, headers)]
+    return [*language, *optimise, *warnings, *includes, *no_folders, *shlex.split(ENV.get("CXXFLAGS", ""))]
 
 
 def torch_libraries() -> list[str]:

@@ -17,14 +17,17 @@ import functools
 import importlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("mlip_kernels", "DEF")
@@ -43,7 +46,17 @@ REMEDY = {
 
 _triton_kernels: dict[str, str] = {}
 _warned: set[str] = set()
-_reference_depth = 0
+_asked_for_reference: ContextVar[bool] = ContextVar("mlip_kernels_use_reference", default=False)
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.depth = 0
+
+
+_references_of_thread = _OfThread()
+"""How many `use_reference` are active in a thread. ``torch.compile`` follows this: it cannot set a ContextVar, and
+before torch 2.14 not read one either. Compiled functions therefore tell threads apart, but not tasks of one thread."""
 
 
 @contextmanager
@@ -51,25 +64,35 @@ def use_reference() -> Iterator[None]:
     """Run every operator called inside on the plain-PyTorch reference, whatever is compiled.
 
     The reference is ordinary autograd: it also serves ``torch.func`` and second derivatives, which the kernels refuse.
-    Backward passes run on what their forward pass ran on.
+    Backward passes run on what their forward pass ran on, wherever they are called; what ``torch.utils.checkpoint``
+    computes again is a forward pass, so call the backward of a checkpoint where you called its forward.
+
+    It holds for the thread and the ``asyncio`` task that it is entered in, and for what is traced inside of it.
     """
-    global _reference_depth
-    _reference_depth += 1
+    traced = torch.compiler.is_dynamo_compiling()
+    before = False if traced else _asked_for_reference.get()
+    if not traced:
+        _asked_for_reference.set(True)
+    _references_of_thread.depth += 1
     try:
         yield
     finally:
-        _reference_depth -= 1
+        _references_of_thread.depth -= 1
+        if not traced:
+            _asked_for_reference.set(before)
 
 
 def reference_requested() -> bool:
-    """Whether `use_reference` is active."""
-    return _reference_depth > 0
+    """Whether `use_reference` is active in this thread and task."""
+    if torch.compiler.is_dynamo_compiling():
+        return _references_of_thread.depth > 0
+    return _asked_for_reference.get()
 
 
 def plain_needed() -> bool:
     """Whether operators have to give way to plain PyTorch: it was asked for, or it alone can be transformed.
 
-    An operator with a registered gradient would drop the tangents of forward-mode differentiation without a word.
+    Public functions ask this. An operator that is called all the same refuses what it cannot do (`differentiate`).
     """
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     return transformed or reference_requested()
@@ -137,6 +160,8 @@ def define_out(name: str, *outputs: str) -> Callable[..., None]:
 
     def note_the_change(keys: Any, *arguments: Any) -> None:
         """What was saved of an output for a backward pass is no longer there, and autograd is to see that."""
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, arguments)
         torch.autograd.graph.increment_version(arguments[given:])
         call.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *arguments)
 
@@ -161,9 +186,10 @@ def differentiate(
 
     A registered formula serves eager mode, ``torch.compile(fullgraph=True)`` and ``torch.export`` alike, and costs
     less per call than a ``torch.autograd.Function`` with a ``setup_context`` of its own. What is not implemented
-    raises: without the second registration a gradient of the gradient would silently be zero.
+    raises: without the second registration a gradient of the gradient would silently be zero, and a tangent of
+    forward-mode differentiation would be lost without the look at the arguments.
     """
-    torch.library.register_autograd(f"mlip_kernels::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    _record(name, backward, setup_context)
 
     def refuse(context: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
@@ -171,7 +197,28 @@ def differentiate(
         )
 
     for operator in through:
-        torch.library.register_autograd(f"mlip_kernels::{operator}", refuse, lib=LIBRARY)
+        _record(operator, refuse)
+
+
+def _record(name: str, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None) -> None:
+    """What `torch.library.register_autograd` does, and a refusal of tangents."""
+    record = make_autograd_impl(getattr(torch.ops.mlip_kernels, name).default, Info(backward, setup_context))
+
+    def autograd(keys: Any, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, arguments)
+        return record(keys, *arguments)
+
+    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+
+
+def _refuse_tangents(name: str, arguments: tuple[Any, ...]) -> None:
+    for argument in arguments:
+        if isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise NotImplementedError(
+                f"mlip_kernels::{name} has no forward-mode derivative; the public functions of mlip_kernels have one,"
+                " computed by plain PyTorch"
+            )
 
 
 def _on_cuda(name: str, fallback: Callable[..., Any], *arguments: Any) -> Any:

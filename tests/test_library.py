@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mlip_kernels
-from mlip_kernels import _library, use_reference
-from mlip_kernels._library import CUDA_LIBRARY, cuda_kernel, reference_requested
+from mlip_kernels import _library
+from mlip_kernels._library import CUDA_LIBRARY, cuda_kernel
 
 NAME = "merging_weighted_mean"
 CALL_TWICE = """
@@ -141,16 +141,3 @@ def test_a_backend_that_was_asked_for_and_is_missing_is_an_error(monkeypatch, no
 def test_the_cuda_part_implements_every_operator_that_triton_does():
     for name in _library._triton_kernels:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{CUDA_LIBRARY.ns}::{name}", "CUDA"), name
-
-
-def test_use_reference_nests_and_ends_with_an_error():
-    def interrupted():
-        with use_reference():
-            with use_reference():
-                assert reference_requested()
-            assert reference_requested()
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        interrupted()
-    assert not reference_requested()

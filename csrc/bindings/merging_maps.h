@@ -13,11 +13,12 @@ struct MergingMaps {
   MergingMaps(const Tensor& assignment_, const Tensor& kept_, const Tensor& removed_,
               const std::optional<Tensor>& mask_, const std::optional<Tensor>& dropped_)
       : assignment(assignment_), kept(kept_), removed(removed_) {
-    STD_TORCH_CHECK(assignment_.dim() == 2 && kept_.dim() == 2, "assignment, kept: expected [B, N] and [B, N']");
+    MLIP_CHECK(assignment_.dim() == 2 && kept_.dim() == 2, "assignment, kept: expected [B, N] and [B, N']");
     batch = assignment_.size(0);
     tokens = assignment_.size(1);
     outputs = kept_.size(1);
-    STD_TORCH_CHECK(outputs <= tokens, "kept: expected at most N columns");
+    MLIP_CHECK(outputs <= tokens && (outputs > 0 || tokens == 0), "kept: expected 1 to ", tokens, " columns, got ",
+               outputs);
     check("assignment", assignment_, {batch, tokens}, ScalarType::Long);
     check("kept", kept_, {batch, outputs}, ScalarType::Long);
     check("removed", removed_, {batch, tokens - outputs}, ScalarType::Long);
@@ -43,15 +44,15 @@ struct MergingMaps {
     problem.assignment = data<int64_t>(assignment);
     problem.kept = data<int64_t>(kept);
     problem.removed = data<int64_t>(removed);
-    problem.mask = data_or_null<bool>(mask);
-    problem.dropped = data_or_null<bool>(dropped);
+    problem.mask = flags_or_null(mask);
+    problem.dropped = flags_or_null(dropped);
     return problem;
   }
 };
 
 // x as [B, rows, C] with unit stride.
 inline Tensor rows_of(const char* name, const Tensor& x, int64_t batch, int64_t rows) {
-  STD_TORCH_CHECK(x.dim() == 3, name, ": expected three dimensions");
+  MLIP_CHECK(x.dim() == 3, name, ": expected three dimensions");
   check(name, x, {batch, rows, x.size(2)}, x.scalar_type());
   return x.size(2) > 0 ? with_unit_stride(x) : torch::stable::contiguous(x);
 }

@@ -4,6 +4,10 @@
 
 namespace mlip::cpu {
 
+// An element of a mask. Torch takes any byte but 0 for true, as a condition on this does. What a C++ bool does that
+// holds another byte than 0 or 1 is not defined, so nothing reads masks as one.
+using Flag = uint8_t;
+
 struct BFloat16 {
   uint16_t bits;
 };

@@ -11,6 +11,10 @@
 
 namespace mlip::cuda {
 
+// An element of a mask. Torch takes any byte but 0 for true, as a condition on this does. What a C++ bool does that
+// holds another byte than 0 or 1 is not defined, so nothing reads masks as one.
+using Flag = uint8_t;
+
 enum class Type { float32, float16, bfloat16 };
 
 constexpr int64_t size_of(Type type) { return type == Type::float32 ? 4 : 2; }

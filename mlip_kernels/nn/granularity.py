@@ -76,7 +76,7 @@ def three_way_plan(
         start = torch.cat(kept, dim=1)
         is_start = torch.zeros_like(assignment, dtype=torch.bool).scatter_(1, start, True)
         removed = is_start.to(torch.int8).argsort(dim=1, stable=True)[:, : tokens - filled].contiguous()
-    return MergePlan(assignment, start, removed, prefix_tokens, size=size)
+    return MergePlan._made(assignment, start, removed, prefix_tokens, size=size)
 
 
 def check_shares(name: str, shares: object) -> tuple[float, float]:

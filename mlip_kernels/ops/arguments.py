@@ -2,7 +2,8 @@
 
 All of them look at metadata only (shape, dtype, device), so they cost no synchronisation and trace under
 ``torch.compile``. They run before anything is launched. The one exception is a 0-d tensor that is given where a plain
-number is wanted: it is read, which synchronises where it lies on a GPU.
+number is wanted: it is read, which synchronises where it lies on a GPU. Who looks at other values asks `values_known`
+first.
 """
 
 from __future__ import annotations
@@ -84,6 +85,18 @@ def check_mask(name: str, value: object, shape: Sequence[int], layout: str, othe
     check_shape(name, mask, shape, layout)
     check_same_device(name, mask, other_name, other)
     return mask if mask.dtype == torch.bool else mask != 0
+
+
+def values_known(*tensors: Tensor | None) -> bool:
+    """Whether the elements of ``tensors`` can be looked at: nothing is traced, transformed or captured for a graph."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in given):
+        return False
+    return not (any(tensor.is_cuda for tensor in given) and torch.cuda.is_current_stream_capturing())
 
 
 def check_out(name: str, out: object, shape: Sequence[int], layout: str, inputs: Sequence[Tensor]) -> Tensor:

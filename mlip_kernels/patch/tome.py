@@ -189,7 +189,7 @@ def _plan(sources: Tensor, targets: Tensor, best: Tensor, r: int) -> MergePlan:
     numbers = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
     assignment = kept.new_empty(kept.shape[0], kept.shape[1] + r).scatter_(1, kept, numbers)
     assignment.scatter_(1, sources[:, :r], best[:, :r] + unmerged)
-    return MergePlan(assignment, kept, sources[:, :r].sort(dim=1).values, prefix_tokens=0)
+    return MergePlan._made(assignment, kept, sources[:, :r].sort(dim=1).values, prefix_tokens=0)
 
 
 def _rows(x: Tensor, rows: Tensor) -> Tensor:

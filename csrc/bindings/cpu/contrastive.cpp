@@ -21,7 +21,7 @@ int index_bytes(int64_t count) { return count <= 256 ? 1 : count <= 32768 ? 2 : 
 
 void check_side(const char* name, int64_t batch, int64_t count, const Optional& mask, const Tensor& share,
                 ScalarType wide) {
-  STD_TORCH_CHECK(count >= 1, name, ": expected at least one token");
+  MLIP_CHECK(count >= 1, name, ": expected at least one token");
   if (mask) check("mask", *mask, {batch, count}, ScalarType::Bool);
   check("share", share, {batch, count}, wide);
 }
@@ -33,19 +33,19 @@ cpu::Tokens<T> tokens(const Tensor& values, const Optional& mask, const Tensor& 
           data<T>(values),
           values.stride(0),
           values.stride(1),
-          data_or_null<bool>(mask),
+          flags_or_null(mask),
           data<cpu::Accumulate<T>>(share)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
     const Tensor& images_, const Tensor& texts_, const Optional& image_mask_, const Optional& text_mask_,
     const Tensor& image_share_, const Tensor& text_share_, bool keep_best, bool keep_maxima) {
-  STD_TORCH_CHECK(images_.dim() == 3, "image_tokens: expected [B, N, D]");
+  MLIP_CHECK(images_.dim() == 3, "image_tokens: expected [B, N, D]");
   const int64_t batch = images_.size(0), n = images_.size(1), channels = images_.size(2);
-  STD_TORCH_CHECK(texts_.dim() == 3, "text_tokens: expected [C, M, D]");
+  MLIP_CHECK(texts_.dim() == 3, "text_tokens: expected [C, M, D]");
   const int64_t text_batch = texts_.size(0), m = texts_.size(1);
   check("text_tokens", texts_, {text_batch, m, channels}, images_.scalar_type());
-  STD_TORCH_CHECK(channels >= 1, "image_tokens: expected at least one channel");
+  MLIP_CHECK(channels >= 1, "image_tokens: expected at least one channel");
   const ScalarType wide = accumulate_in(images_.scalar_type());
   check_side("image_tokens", batch, n, image_mask_, image_share_, wide);
   check_side("text_tokens", text_batch, m, text_mask_, text_share_, wide);
@@ -101,9 +101,9 @@ cpu::TokenMap token_map(const char* name, const Tensor& map, int64_t batch, int6
 Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_mean_, const Tensor& others_,
                              const Optional& mask_, const Optional& other_mask_, const Tensor& share_,
                              const Tensor& other_share_, const Tensor& best_other_, const Tensor& best_) {
-  STD_TORCH_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
+  MLIP_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
   const int64_t other_batch = others_.size(0), m = others_.size(1), channels = others_.size(2);
-  STD_TORCH_CHECK(share_.dim() == 2, "share: expected [B, N]");
+  MLIP_CHECK(share_.dim() == 2, "share: expected [B, N]");
   const int64_t batch = share_.size(0), n = share_.size(1);
   const ScalarType wide = accumulate_in(others_.scalar_type());
   check_side("tokens", batch, n, mask_, share_, wide);
@@ -131,8 +131,8 @@ Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_
                                                  data<A>(grad_mean),
                                                  data<A>(grad_other_mean),
                                                  data<T>(others),
-                                                 data_or_null<bool>(mask),
-                                                 data_or_null<bool>(other_mask),
+                                                 flags_or_null(mask),
+                                                 flags_or_null(other_mask),
                                                  data<A>(share),
                                                  data<A>(other_share),
                                                  best_other_map,
@@ -158,14 +158,14 @@ cpu::PairCrossEntropy<T> pair_problem(const Tensor& logits, const Tensor& labels
 }
 
 void check_pairs(const Tensor& logits, const Tensor& labels, bool both) {
-  STD_TORCH_CHECK(logits.dim() == 2, "logits: expected [B, C]");
+  MLIP_CHECK(logits.dim() == 2, "logits: expected [B, C]");
   const int64_t rows = logits.size(0), columns = logits.size(1);
-  STD_TORCH_CHECK(!both || rows == columns, "logits: expected [B, B], got ", columns, " columns for ", rows, " rows");
+  MLIP_CHECK(!both || rows == columns, "logits: expected [B, B], got ", columns, " columns for ", rows, " rows");
   check("labels", labels, {rows}, ScalarType::Long);
   const int64_t* label = data<int64_t>(labels);
   for (int64_t i = 0; i < rows; ++i) {
-    STD_TORCH_CHECK(0 <= label[i] && label[i] < columns, "labels: expected numbers from 0 to ", columns - 1, ", got ",
-                    label[i]);
+    MLIP_CHECK(0 <= label[i] && label[i] < columns, "labels: expected numbers from 0 to ", columns - 1, ", got ",
+               label[i]);
   }
 }
 

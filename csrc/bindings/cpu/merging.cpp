@@ -26,7 +26,7 @@ int64_t segment_grain(const cpu::WeightedMean<T>& problem) {
 }
 
 std::tuple<Tensor, Tensor> weighted_mean(const Tensor& x_, const std::optional<Tensor>& weight_, int64_t prefix) {
-  STD_TORCH_CHECK(x_.dim() == 3, "x: expected [B, N, D]");
+  MLIP_CHECK(x_.dim() == 3, "x: expected [B, N, D]");
   const int64_t batch = x_.size(0), tokens = x_.size(1), channels = x_.size(2);
   const ScalarType wide = accumulate_in(x_.scalar_type());
   check_prefix(prefix, tokens);
@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor> weighted_mean(const Tensor& x_, const std::optional<T
 
 Tensor weighted_mean_backward(const Tensor& grad_, const std::optional<Tensor>& weight_, const Tensor& total_,
                               int64_t tokens, int64_t prefix) {
-  STD_TORCH_CHECK(grad_.dim() == 2, "grad: expected [B, D]");
+  MLIP_CHECK(grad_.dim() == 2, "grad: expected [B, D]");
   const int64_t batch = grad_.size(0), channels = grad_.size(1);
   const ScalarType wide = accumulate_in(grad_.scalar_type());
   check_prefix(prefix, tokens);
@@ -85,7 +85,7 @@ Tensor weighted_mean_backward(const Tensor& grad_, const std::optional<Tensor>& 
 
 Tensor weighted_mean_backward_weight(const Tensor& grad_, const Tensor& x_, const Tensor& weight_, const Tensor& total_,
                                      int64_t prefix) {
-  STD_TORCH_CHECK(x_.dim() == 3, "x: expected [B, N, D]");
+  MLIP_CHECK(x_.dim() == 3, "x: expected [B, N, D]");
   const int64_t batch = x_.size(0), tokens = x_.size(1), channels = x_.size(2);
   const ScalarType wide = accumulate_in(x_.scalar_type());
   check_prefix(prefix, tokens);

@@ -12,9 +12,9 @@ using Maps = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Maps match(const Tensor& metric_, int64_t r, const std::optional<Tensor>& guide_, double guide_weight, int64_t prefix,
            const std::optional<Tensor>& mask_) {
-  STD_TORCH_CHECK(metric_.dim() == 3 && metric_.size(2) > 0, "metric: expected [B, N, D], D >= 1");
+  MLIP_CHECK(metric_.dim() == 3 && metric_.size(2) > 0, "metric: expected [B, N, D], D >= 1");
   const int64_t batch = metric_.size(0), tokens = metric_.size(1);
-  STD_TORCH_CHECK(prefix >= 0 && r >= 1 && r <= (tokens - prefix) / 2, "r: expected 1 <= r <= (N - prefix_tokens) / 2");
+  MLIP_CHECK(prefix >= 0 && r >= 1 && r <= (tokens - prefix) / 2, "r: expected 1 <= r <= (N - prefix_tokens) / 2");
   if (guide_) check("guide", *guide_, {batch, tokens}, guide_->scalar_type());
   if (mask_) check("mask", *mask_, {batch, tokens}, ScalarType::Bool);
   const Tensor metric = with_unit_stride(metric_);
@@ -37,7 +37,7 @@ Maps match(const Tensor& metric_, int64_t r, const std::optional<Tensor>& guide_
     problem.r = r;
     problem.guide = data_or_null<double>(guide);
     problem.guide_weight = guide_weight;
-    problem.mask = data_or_null<bool>(mask);
+    problem.mask = flags_or_null(mask);
     problem.metric = data<T>(metric);
     problem.stride_batch = metric.stride(0);
     problem.stride_token = metric.stride(1);

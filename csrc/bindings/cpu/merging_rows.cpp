@@ -1,4 +1,5 @@
 // Merging family, CPU key: merging rows and copying them back. The kernels themselves do not know torch.
+#include <atomic>
 #include <tuple>
 
 #include "bindings/cpu/threads.h"
@@ -25,6 +26,22 @@ int64_t block_grain(const cpu::MergeRows<T>& problem) {
   return grain(problem.block() * problem.channels);
 }
 
+// What a thread found wrong with the maps. Only the calling thread may raise an error.
+class Fault {
+ public:
+  // Notes a fault, and returns whether there is none.
+  bool none(const char* found) {
+    if (found != nullptr) found_ = found;
+    return found == nullptr;
+  }
+  void raise() const {
+    if (const char* found = found_) fail(found);
+  }
+
+ private:
+  std::atomic<const char*> found_{nullptr};
+};
+
 template <typename T>
 void run_combine(const cpu::MergeRows<T>& problem) {
   parallel_for(0, problem.tasks(), block_grain(problem),
@@ -49,8 +66,11 @@ std::tuple<Tensor, Tensor, Tensor> merge(const Tensor& x_, const std::optional<T
     problem.merged_size = mutable_data<float>(merged_size);
     problem.weight = mutable_data<cpu::Accumulate<T>>(weight);
     problem.known_weight = problem.weight;
-    parallel_for(0, plan.batch, grain(16 * plan.tokens),
-                 [&](int64_t begin, int64_t end) { cpu::merge_weights(problem, begin, end); });
+    Fault fault;
+    parallel_for(0, plan.batch, grain(16 * plan.tokens), [&](int64_t begin, int64_t end) {
+      if (fault.none(cpu::merge_fault(problem, begin, end))) cpu::merge_weights(problem, begin, end);
+    });
+    fault.raise();
     run_combine(problem);
   });
   return {merged, merged_size, weight};
@@ -67,6 +87,10 @@ Tensor combine(const Tensor& x_, const std::optional<Tensor>& weight_, const Ten
     using T = decltype(element);
     auto problem = plan.problem<T>(x, combined);
     problem.known_weight = data_or_null<cpu::Accumulate<T>>(weight);
+    Fault fault;
+    parallel_for(0, plan.batch, grain(16 * plan.tokens),
+                 [&](int64_t begin, int64_t end) { fault.none(cpu::merge_fault(problem, begin, end)); });
+    fault.raise();
     run_combine(problem);
   });
   return combined;
@@ -83,8 +107,11 @@ Tensor spread(const Tensor& y_, const std::optional<Tensor>& weight_, const Tens
     using T = decltype(element);
     auto problem = plan.problem<T>(y, spread);
     problem.known_weight = data_or_null<cpu::Accumulate<T>>(weight);
-    parallel_for(0, problem.tasks(), block_grain(problem),
-                 [&](int64_t begin, int64_t end) { cpu::spread_rows(problem, begin, end); });
+    Fault fault;
+    parallel_for(0, problem.tasks(), block_grain(problem), [&](int64_t begin, int64_t end) {
+      if (fault.none(cpu::spread_fault(problem, begin, end))) cpu::spread_rows(problem, begin, end);
+    });
+    fault.raise();
   });
   return spread;
 }

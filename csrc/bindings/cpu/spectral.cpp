@@ -57,7 +57,7 @@ struct SpectrumSizes {
 SpectrumSizes check_analysis(const Tensor& x, const std::optional<Tensor>& along_h, const Tensor& along_w,
                              int64_t height, int64_t width, int64_t prefix) {
   check_tokens(x, along_h, along_w, true, height, width, prefix);
-  STD_TORCH_CHECK(along_w.size(0) % 2 == 0, "along_w: expected an even number of rows, got ", along_w.size(0));
+  MLIP_CHECK(along_w.size(0) % 2 == 0, "along_w: expected an even number of rows, got ", along_w.size(0));
   return {along_h ? along_h->size(1) : height, along_w.size(0) / 2};
 }
 
@@ -101,13 +101,14 @@ void analysis_out(const Tensor& x, const std::optional<Tensor>& along_h, const T
 
 int64_t check_synthesis(const Tensor& real, const Tensor& imaginary, const std::optional<Tensor>& along_h,
                         const Tensor& along_w, int64_t prefix) {
-  STD_TORCH_CHECK(real.dim() == 4, "real: expected [B, H, K, D]");
+  MLIP_CHECK(real.dim() == 4, "real: expected [B, H, K, D]");
   const int64_t height = real.size(1), kept = real.size(2);
+  MLIP_CHECK(height >= 1 && kept >= 1, "real: expected [B, H, K, D] with H, K >= 1, got ", height, " and ", kept);
   check("imaginary", imaginary, {real.size(0), height, kept, real.size(3)}, real.scalar_type());
   const ScalarType wide = accumulate_in(real.scalar_type());
   if (along_h) check_axis("along_h", *along_h, true, height, wide);
   check_axis("along_w", along_w, false, 2 * kept, wide);
-  STD_TORCH_CHECK(prefix >= 0, "prefix_tokens: expected at least 0, got ", prefix);
+  MLIP_CHECK(prefix >= 0, "prefix_tokens: expected at least 0, got ", prefix);
   return prefix + (along_h ? along_h->size(1) : height) * along_w.size(0);
 }
 

@@ -11,7 +11,7 @@ using Optional = std::optional<Tensor>;
 
 void check_bands(const Tensor& bands, int64_t count, int64_t height, int64_t width, bool fourier) {
   check("bands", bands, {height * (fourier ? width / 2 + 1 : width)}, ScalarType::Int);
-  STD_TORCH_CHECK(count >= 1, "count: expected at least 1, got ", count);
+  MLIP_CHECK(count >= 1, "count: expected at least 1, got ", count);
 }
 
 template <typename T>
@@ -46,7 +46,7 @@ Tensor band_energy(const Tensor& x_, const Tensor& bands_, int64_t count, const 
 Tensor band_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor& bands_, const Optional& along_h,
                             const Tensor& along_w, int64_t height, int64_t width, int64_t prefix, bool fourier) {
   check_spectrum(x_, along_h, along_w, fourier, height, width, prefix);
-  STD_TORCH_CHECK(grad_.dim() == 3, "grad: expected [B, bands, D]");
+  MLIP_CHECK(grad_.dim() == 3, "grad: expected [B, bands, D]");
   const int64_t batch = x_.size(0), count = grad_.size(1), channels = x_.size(2);
   check("grad", grad_, {batch, count, channels}, x_.scalar_type());
   check_bands(bands_, count, height, width, fourier);

@@ -34,17 +34,16 @@ cpu::Line<A> complex_line(const std::optional<Tensor>& tensor) {
 // What every operator of the family is called with: tokens [B, prefix + height * width, D], matrices in the dtype that
 // x accumulates in, along_w [W', columns], along_h [H', height], or [2, H', height] where it is complex.
 inline void check_axis(const char* name, const Tensor& tensor, bool complex, int64_t columns, ScalarType type) {
-  STD_TORCH_CHECK(tensor.dim() == (complex ? 3 : 2) && (!complex || tensor.size(0) == 2), name, ": expected ",
-                  complex ? "[2, M, N]" : "[M, N]");
-  STD_TORCH_CHECK(tensor.size(-1) == columns, name, ": expected ", columns, " columns, got ", tensor.size(-1));
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected dtype ", type, ", got ", tensor.scalar_type());
+  check_matrix(name, tensor, complex);
+  MLIP_CHECK(tensor.size(-1) == columns, name, ": expected ", columns, " columns, got ", tensor.size(-1));
+  MLIP_CHECK(tensor.scalar_type() == type, name, ": expected dtype ", type, ", got ", tensor.scalar_type());
 }
 
 inline void check_tokens(const Tensor& x, const std::optional<Tensor>& along_h, const Tensor& along_w, bool complex,
                          int64_t height, int64_t width, int64_t prefix) {
-  STD_TORCH_CHECK(x.dim() == 3, "x: expected [B, N, D]");
-  STD_TORCH_CHECK(prefix >= 0 && height >= 1 && width >= 1 && x.size(1) == prefix + height * width,
-                  "x: expected prefix_tokens + height * width tokens, got ", x.size(1));
+  MLIP_CHECK(x.dim() == 3, "x: expected [B, N, D]");
+  MLIP_CHECK(prefix >= 0 && height >= 1 && width >= 1 && x.size(1) == prefix + height * width,
+             "x: expected prefix_tokens + height * width tokens, got ", x.size(1));
   const ScalarType wide = accumulate_in(x.scalar_type());
   if (along_h) check_axis("along_h", *along_h, complex, height, wide);
   check_axis("along_w", along_w, false, width, wide);

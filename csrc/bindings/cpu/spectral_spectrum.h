@@ -12,9 +12,9 @@ namespace mlip::bindings {
 inline void check_spectrum(const Tensor& x, const std::optional<Tensor>& along_h, const Tensor& along_w, bool fourier,
                            int64_t height, int64_t width, int64_t prefix) {
   check_tokens(x, along_h, along_w, fourier, height, width, prefix);
-  if (along_h) STD_TORCH_CHECK(along_h->size(-2) == height, "along_h: expected ", height, " rows");
+  if (along_h) MLIP_CHECK(along_h->size(-2) == height, "along_h: expected ", height, " rows");
   const int64_t rows = fourier ? 2 * (width / 2 + 1) : width;
-  STD_TORCH_CHECK(along_w.size(0) == rows, "along_w: expected ", rows, " rows, got ", along_w.size(0));
+  MLIP_CHECK(along_w.size(0) == rows, "along_w: expected ", rows, " rows, got ", along_w.size(0));
 }
 
 template <typename A>
@@ -60,7 +60,7 @@ cpu::Spectrum<A> spectrum(const std::optional<Tensor>& along_h, const Tensor& al
   if (!along_h) return result;
   cpu::Matrix<A> real{data<A>(*along_h), height, height, along_h->stride(1), along_h->stride(2)}, imaginary = real;
   imaginary.data += along_h->stride(0);
-  STD_TORCH_CHECK(is_hermitian(real, imaginary), "along_h: expected the matrix of the FFT");
+  MLIP_CHECK(is_hermitian(real, imaginary), "along_h: expected the matrix of the FFT");
   result.fourier_columns = cpu::FourierLine<A>(real, imaginary);
   return result;
 }

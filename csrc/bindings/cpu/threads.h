@@ -20,7 +20,7 @@ void for_type(ScalarType type, const Function& function) {
     case ScalarType::Half:
       return function(cpu::Half{});
     default:
-      STD_TORCH_CHECK(false, "mlip_kernels: no CPU kernel for dtype ", type);
+      fail("mlip_kernels: no CPU kernel for dtype ", type);
   }
 }
 

@@ -23,26 +23,26 @@ ScalarType index_type(int64_t count) {
 int index_bytes(int64_t count) { return count <= 256 ? 1 : count <= 32768 ? 2 : 4; }
 
 void check_side(const char* name, int64_t batch, int64_t count, const Optional& mask, const Tensor& share) {
-  STD_TORCH_CHECK(1 <= count && count <= cuda::contrastive::MOST_TOKENS, name, ": expected 1 to ",
-                  cuda::contrastive::MOST_TOKENS, " tokens, got ", count);
+  MLIP_CHECK(1 <= count && count <= cuda::contrastive::MOST_TOKENS, name, ": expected 1 to ",
+             cuda::contrastive::MOST_TOKENS, " tokens, got ", count);
   if (mask) check("mask", *mask, {batch, count}, ScalarType::Bool);
   check("share", share, {batch, count}, ScalarType::Float);
 }
 
 cuda::contrastive::TokenSide side(const Tensor& values, const Optional& mask, const Tensor& share) {
-  return {values.const_data_ptr(),  values.stride(0),   values.stride(1), rows_are_vectors(values),
-          data_or_null<bool>(mask), data<float>(share), values.size(0),   int(values.size(1))};
+  return {values.const_data_ptr(), values.stride(0),   values.stride(1), rows_are_vectors(values),
+          flags_or_null(mask),     data<float>(share), values.size(0),   int(values.size(1))};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
     const Tensor& images_, const Tensor& texts_, const Optional& image_mask_, const Optional& text_mask_,
     const Tensor& image_share_, const Tensor& text_share_, bool keep_best, bool keep_maxima) {
-  STD_TORCH_CHECK(images_.dim() == 3, "image_tokens: expected [B, N, D]");
+  MLIP_CHECK(images_.dim() == 3, "image_tokens: expected [B, N, D]");
   const int64_t batch = images_.size(0), n = images_.size(1), channels = images_.size(2);
-  STD_TORCH_CHECK(texts_.dim() == 3, "text_tokens: expected [C, M, D]");
+  MLIP_CHECK(texts_.dim() == 3, "text_tokens: expected [C, M, D]");
   const int64_t text_batch = texts_.size(0), m = texts_.size(1);
   check("text_tokens", texts_, {text_batch, m, channels}, images_.scalar_type());
-  STD_TORCH_CHECK(channels >= 1, "image_tokens: expected at least one channel");
+  MLIP_CHECK(channels >= 1, "image_tokens: expected at least one channel");
   check_side("image_tokens", batch, n, image_mask_, image_share_);
   check_side("text_tokens", text_batch, m, text_mask_, text_share_);
 
@@ -79,11 +79,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
     problem.image_maxima = keep_maxima ? mutable_data<float>(image_maxima) : nullptr;
     problem.best_text_bytes = index_bytes(m);
     problem.best_image_bytes = index_bytes(n);
-    STD_TORCH_CHECK(cuda::contrastive::token_maxima_plan(problem), "image_tokens, text_tokens: ", n, " and ", m,
-                    " tokens are more than the shared memory of this GPU has room for");
-    STD_TORCH_CHECK(text_batch <= LARGEST_GRID && cuda::contrastive::token_maxima_blocks(problem) <= LARGEST_GRID,
-                    "image_tokens, text_tokens: ", batch, " images and ", text_batch,
-                    " texts are more than one launch takes");
+    MLIP_CHECK(cuda::contrastive::token_maxima_plan(problem), "image_tokens, text_tokens: ", n, " and ", m,
+               " tokens are more than the shared memory of this GPU has room for");
+    MLIP_CHECK(text_batch <= LARGEST_GRID && cuda::contrastive::token_maxima_blocks(problem) <= LARGEST_GRID,
+               "image_tokens, text_tokens: ", batch, " images and ", text_batch,
+               " texts are more than one launch takes");
     cuda::contrastive::token_maxima(problem, device.stream());
     check_launch("contrastive_token_maxima");
   }
@@ -107,9 +107,9 @@ bool in_fours(const Tensor& tokens) {
 Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_mean_, const Tensor& others_,
                              const Optional& mask_, const Optional& other_mask_, const Tensor& share_,
                              const Tensor& other_share_, const Tensor& best_other_, const Tensor& best_) {
-  STD_TORCH_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
+  MLIP_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
   const int64_t other_batch = others_.size(0), m = others_.size(1), channels = others_.size(2);
-  STD_TORCH_CHECK(share_.dim() == 2, "share: expected [B, N]");
+  MLIP_CHECK(share_.dim() == 2, "share: expected [B, N]");
   const int64_t batch = share_.size(0), n = share_.size(1);
   check_side("tokens", batch, n, mask_, share_);
   check_side("other_tokens", other_batch, m, other_mask_, other_share_);
@@ -137,16 +137,16 @@ Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_
   problem.others = others.const_data_ptr();
   problem.stride_batch = others.stride(0);
   problem.stride_token = others.stride(1);
-  problem.mask = data_or_null<bool>(mask);
-  problem.other_mask = data_or_null<bool>(other_mask);
+  problem.mask = flags_or_null(mask);
+  problem.other_mask = flags_or_null(other_mask);
   problem.share = data<float>(share);
   problem.other_share = data<float>(other_share);
   problem.best_other = token_map("best_other", best_other, batch, other_batch, n, m);
   problem.best = token_map("best", best, batch, other_batch, m, n);
   problem.vector = in_fours(others) && in_fours(grad);
   problem.grad = grad.mutable_data_ptr();
-  STD_TORCH_CHECK(cuda::contrastive::token_maxima_backward_blocks(problem) <= LARGEST_GRID, "share: ", batch,
-                  " rows of ", n, " tokens are more than one launch takes");
+  MLIP_CHECK(cuda::contrastive::token_maxima_backward_blocks(problem) <= LARGEST_GRID, "share: ", batch, " rows of ", n,
+             " tokens are more than one launch takes");
   cuda::contrastive::token_maxima_backward(problem, device.stream());
   check_launch("contrastive_token_maxima_backward");
   return grad;
@@ -165,16 +165,16 @@ cuda::contrastive::PairCrossEntropy pair_problem(const Tensor& logits, const Ten
   problem.labels = data<int64_t>(labels);
   const int64_t tiles = cuda::contrastive::pair_cross_entropy_row_tiles(problem) *
                         cuda::contrastive::pair_cross_entropy_column_tiles(problem);
-  STD_TORCH_CHECK(tiles <= LARGEST_GRID, "logits: ", problem.rows, " x ", problem.columns,
-                  " are more than one launch takes");
+  MLIP_CHECK(tiles <= LARGEST_GRID, "logits: ", problem.rows, " x ", problem.columns,
+             " are more than one launch takes");
   return problem;
 }
 
 void check_pairs(const Tensor& logits, const Tensor& labels, bool both) {
-  STD_TORCH_CHECK(logits.dim() == 2, "logits: expected [B, C]");
+  MLIP_CHECK(logits.dim() == 2, "logits: expected [B, C]");
   const int64_t rows = logits.size(0), columns = logits.size(1);
-  STD_TORCH_CHECK(!both || rows == columns, "logits: expected [B, B], got ", columns, " columns for ", rows, " rows");
-  STD_TORCH_CHECK(rows == 0 || columns >= 1, "logits: expected at least one column");
+  MLIP_CHECK(!both || rows == columns, "logits: expected [B, B], got ", columns, " columns for ", rows, " rows");
+  MLIP_CHECK(rows == 0 || columns >= 1, "logits: expected at least one column");
   check("labels", labels, {rows}, ScalarType::Long);
 }
 

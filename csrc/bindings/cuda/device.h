@@ -20,7 +20,7 @@ class OnDevice {
  public:
   explicit OnDevice(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {
     const cudaError_t error = cudaSetDevice(index_);
-    STD_TORCH_CHECK(error == cudaSuccess, "mlip_kernels: cudaSetDevice: ", cudaGetErrorString(error));
+    MLIP_CHECK(error == cudaSuccess, "mlip_kernels: cudaSetDevice: ", cudaGetErrorString(error));
   }
 
   // The stream that torch uses here.
@@ -30,9 +30,9 @@ class OnDevice {
       void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
       return library ? reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
     }();
-    STD_TORCH_CHECK(get != nullptr, "mlip_kernels: this PyTorch has no CUDA");
+    MLIP_CHECK(get != nullptr, "mlip_kernels: this PyTorch has no CUDA");
     void* stream = nullptr;
-    STD_TORCH_CHECK(get(index_, &stream) == 0, "mlip_kernels: torch did not name its current CUDA stream");
+    MLIP_CHECK(get(index_, &stream) == 0, "mlip_kernels: torch did not name its current CUDA stream");
     return static_cast<cudaStream_t>(stream);
   }
 

@@ -8,7 +8,7 @@ namespace mlip::bindings {
 
 inline void check_launch(const char* name) {
   const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
+  MLIP_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
 }
 
 }  // namespace mlip::bindings

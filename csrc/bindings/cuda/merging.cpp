@@ -23,7 +23,7 @@ cuda::WeightedMean weighted_mean_problem(ScalarType type, int64_t batch, int64_t
 }
 
 std::tuple<Tensor, Tensor> weighted_mean(const Tensor& x_, const std::optional<Tensor>& weight_, int64_t prefix) {
-  STD_TORCH_CHECK(x_.dim() == 3, "x: expected [B, N, D]");
+  MLIP_CHECK(x_.dim() == 3, "x: expected [B, N, D]");
   const int64_t batch = x_.size(0), tokens = x_.size(1), channels = x_.size(2);
   check_prefix(prefix, tokens);
   if (weight_) check("weight", *weight_, {batch, tokens}, ScalarType::Float);
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor> weighted_mean(const Tensor& x_, const std::optional<T
 
 Tensor weighted_mean_backward(const Tensor& grad_, const std::optional<Tensor>& weight_, const Tensor& total_,
                               int64_t tokens, int64_t prefix) {
-  STD_TORCH_CHECK(grad_.dim() == 2, "grad: expected [B, D]");
+  MLIP_CHECK(grad_.dim() == 2, "grad: expected [B, D]");
   const int64_t batch = grad_.size(0), channels = grad_.size(1);
   check_prefix(prefix, tokens);
   check("total", total_, {batch}, ScalarType::Float);
@@ -77,7 +77,7 @@ Tensor weighted_mean_backward(const Tensor& grad_, const std::optional<Tensor>& 
 
 Tensor weighted_mean_backward_weight(const Tensor& grad_, const Tensor& x_, const Tensor& weight_, const Tensor& total_,
                                      int64_t prefix) {
-  STD_TORCH_CHECK(x_.dim() == 3, "x: expected [B, N, D]");
+  MLIP_CHECK(x_.dim() == 3, "x: expected [B, N, D]");
   const int64_t batch = x_.size(0), tokens = x_.size(1), channels = x_.size(2);
   check_prefix(prefix, tokens);
   check("grad", grad_, {batch, channels}, x_.scalar_type());

@@ -25,16 +25,16 @@ cuda::GuideType guide_type(ScalarType type) {
     case ScalarType::Double:
       return cuda::GuideType::float64;
     default:
-      STD_TORCH_CHECK(false, "guide: expected a floating-point dtype, got ", type);
+      fail("guide: expected a floating-point dtype, got ", type);
   }
 }
 
 Maps match(const Tensor& metric_, int64_t r, const std::optional<Tensor>& guide, double guide_weight, int64_t prefix,
            const std::optional<Tensor>& mask_) {
-  STD_TORCH_CHECK(metric_.dim() == 3 && metric_.size(2) > 0, "metric: expected [B, N, D], D >= 1");
+  MLIP_CHECK(metric_.dim() == 3 && metric_.size(2) > 0, "metric: expected [B, N, D], D >= 1");
   const int64_t batch = metric_.size(0), tokens = metric_.size(1);
-  STD_TORCH_CHECK(tokens <= MOST_TOKENS, "metric: expected at most ", MOST_TOKENS, " tokens, got ", tokens);
-  STD_TORCH_CHECK(prefix >= 0 && r >= 1 && r <= (tokens - prefix) / 2, "r: expected 1 <= r <= (N - prefix_tokens) / 2");
+  MLIP_CHECK(tokens <= MOST_TOKENS, "metric: expected at most ", MOST_TOKENS, " tokens, got ", tokens);
+  MLIP_CHECK(prefix >= 0 && r >= 1 && r <= (tokens - prefix) / 2, "r: expected 1 <= r <= (N - prefix_tokens) / 2");
   if (guide) check("guide", *guide, {batch, tokens}, guide->scalar_type());
   if (mask_) check("mask", *mask_, {batch, tokens}, ScalarType::Bool);
   const OnDevice device(metric_);
@@ -66,7 +66,7 @@ Maps match(const Tensor& metric_, int64_t r, const std::optional<Tensor>& guide,
     problem.guide_stride_token = guide->stride(1);
     problem.guide_weight = guide_weight;
   }
-  problem.mask = data_or_null<bool>(mask);
+  problem.mask = flags_or_null(mask);
   problem.assignment = mutable_data<int64_t>(assignment);
   problem.kept = mutable_data<int64_t>(kept);
   problem.removed = mutable_data<int64_t>(removed);
@@ -78,8 +78,7 @@ Maps match(const Tensor& metric_, int64_t r, const std::optional<Tensor>& guide,
   problem.key = reinterpret_cast<uint64_t*>(mutable_data<int64_t>(key));
   problem.best = mutable_data<int>(best);
   cuda::match_plan(problem);
-  STD_TORCH_CHECK(cuda::match_blocks(problem) <= LARGEST_GRID, "metric: ", batch,
-                  " samples are more than one launch takes");
+  MLIP_CHECK(cuda::match_blocks(problem) <= LARGEST_GRID, "metric: ", batch, " samples are more than one launch takes");
   cuda::match(problem, device.stream());
   check_launch("merging_match");
   return {assignment, kept, removed, merged_mask, dropped};

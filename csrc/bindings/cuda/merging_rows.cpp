@@ -18,7 +18,7 @@ struct Plan : MergingMaps {
   Plan(const Tensor& assignment, const Tensor& kept, const Tensor& removed, const Optional& mask,
        const Optional& dropped)
       : MergingMaps(assignment, kept, removed, mask, dropped) {
-    STD_TORCH_CHECK(tokens <= MOST_TOKENS, "assignment: expected at most ", MOST_TOKENS, " tokens, got ", tokens);
+    MLIP_CHECK(tokens <= MOST_TOKENS, "assignment: expected at most ", MOST_TOKENS, " tokens, got ", tokens);
   }
 
   bool empty() const { return batch == 0 || outputs == 0; }
@@ -34,8 +34,8 @@ struct Plan : MergingMaps {
 };
 
 void check_grid(const char* name, const cuda::Launch& launch, const Plan& plan) {
-  STD_TORCH_CHECK(launch.grid_x <= LARGEST_GRID, name, ": ", plan.batch, " samples of ", plan.tokens,
-                  " tokens are more than one launch takes");
+  MLIP_CHECK(launch.grid_x <= LARGEST_GRID, name, ": ", plan.batch, " samples of ", plan.tokens,
+             " tokens are more than one launch takes");
 }
 
 std::tuple<Tensor, Tensor, Tensor> merge(const Tensor& x_, const Optional& size_, const Tensor& assignment,

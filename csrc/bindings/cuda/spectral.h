@@ -16,10 +16,10 @@ constexpr int64_t MOST_TOKENS = 1 << 24;  // points are counted in 32 bits
 
 // A matrix [rows, columns], or [2, rows, columns] with real and imaginary part; any strides.
 inline Matrix matrix_of(const char* name, const Tensor& tensor, bool complex) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
+  MLIP_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
   const int64_t first = complex ? 1 : 0;
-  STD_TORCH_CHECK(tensor.dim() == 2 + first && (!complex || tensor.size(0) == 2), name, ": unexpected shape");
-  STD_TORCH_CHECK(tensor.size(first) < MOST_TOKENS && tensor.size(first + 1) < MOST_TOKENS, name, ": too large");
+  check_matrix(name, tensor, complex);
+  MLIP_CHECK(tensor.size(first) < MOST_TOKENS && tensor.size(first + 1) < MOST_TOKENS, name, ": too large");
   return {data<float>(tensor),     tensor.stride(first),       tensor.stride(first + 1), complex ? tensor.stride(0) : 0,
           int(tensor.size(first)), int(tensor.size(first + 1))};
 }
@@ -35,9 +35,9 @@ inline Tokens tokens_of(const Tensor& tensor) {
 
 // What every map of tokens x [B, prefix + height width, D] has in common.
 inline Map map_of(const Tensor& x, int64_t height, int64_t width, int64_t prefix, bool grid) {
-  STD_TORCH_CHECK(x.dim() == 3, "x: expected [B, N, D]");
-  STD_TORCH_CHECK(0 <= prefix && 0 < height && 0 < width && (grid || height == 1), "height, width: unexpected");
-  STD_TORCH_CHECK(x.size(1) == prefix + height * width && x.size(1) < MOST_TOKENS, "x: unexpected number of tokens");
+  MLIP_CHECK(x.dim() == 3, "x: expected [B, N, D]");
+  MLIP_CHECK(0 <= prefix && 0 < height && 0 < width && (grid || height == 1), "height, width: unexpected");
+  MLIP_CHECK(x.size(1) == prefix + height * width && x.size(1) < MOST_TOKENS, "x: unexpected number of tokens");
   Map map{};
   map.type = cuda_type(x.scalar_type());
   map.batch = x.size(0);
@@ -49,7 +49,7 @@ inline Map map_of(const Tensor& x, int64_t height, int64_t width, int64_t prefix
 }
 
 inline void check_size(const char* name, int size, int64_t expected) {
-  STD_TORCH_CHECK(size == expected, name, ": expected ", expected, " rows or columns, got ", size);
+  MLIP_CHECK(size == expected, name, ": expected ", expected, " rows or columns, got ", size);
 }
 
 struct Matrices {

@@ -33,7 +33,7 @@ Tensor band_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor&
   Map map = map_of(x_, height, width, prefix, along_h.has_value());
   const Matrices matrices = orthonormal(map, along_h, along_w, height, width, fourier);
   check("bands", bands_, {map.coefficients}, ScalarType::Int);
-  STD_TORCH_CHECK(grad_.dim() == 3, "grad: expected [B, bands, D]");
+  MLIP_CHECK(grad_.dim() == 3, "grad: expected [B, bands, D]");
   check("grad", grad_, {map.batch, grad_.size(1), map.channels}, x_.scalar_type());
   const Tensor x = with_unit_stride(x_), bands = torch::stable::contiguous(bands_);
   const Tensor grad = torch::stable::contiguous(grad_);

@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor> analysis(const Tensor& x_, const OptionalTensor& alon
   const Matrix h = matrix_of("along_h", along_h, true), w = matrix_of("along_w", along_w, false);
   check_size("along_w", w.columns, width);
   if (along_h) check_size("along_h", h.columns, height);
-  STD_TORCH_CHECK(w.rows % 2 == 0, "along_w: expected real and imaginary parts");
+  MLIP_CHECK(w.rows % 2 == 0, "along_w: expected real and imaginary parts");
   const Tensor x = with_unit_stride(x_);
   const int64_t rows = along_h ? h.rows : height;
   map.frequencies = w.rows / 2;
@@ -68,11 +68,13 @@ Tensor as_rows(const Tensor& spectrum) {
 
 Tensor synthesis(const Tensor& real_, const Tensor& imaginary_, const OptionalTensor& along_h, const Tensor& along_w,
                  int64_t prefix) {
-  STD_TORCH_CHECK(real_.dim() == 4, "real: expected [B, H, K, D]");
+  MLIP_CHECK(real_.dim() == 4, "real: expected [B, H, K, D]");
   const int64_t batch = real_.size(0), height = real_.size(1), frequencies = real_.size(2), channels = real_.size(3);
+  MLIP_CHECK(height >= 1 && frequencies >= 1, "real: expected [B, H, K, D] with H, K >= 1, got ", height, " and ",
+             frequencies);
   check("imaginary", imaginary_, {batch, height, frequencies, channels}, real_.scalar_type());
-  STD_TORCH_CHECK(0 <= prefix && (along_h || height == 1), "real: unexpected shape");
-  STD_TORCH_CHECK(height * frequencies < MOST_TOKENS, "real: too many coefficients");
+  MLIP_CHECK(0 <= prefix && (along_h || height == 1), "real: unexpected shape");
+  MLIP_CHECK(height * frequencies < MOST_TOKENS, "real: too many coefficients");
   const OnDevice device(real_);
   const Matrix h = matrix_of("along_h", along_h, true), w = matrix_of("along_w", along_w, false);
   check_size("along_w", w.columns, 2 * frequencies);

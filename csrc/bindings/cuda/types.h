@@ -14,7 +14,7 @@ inline cuda::Type cuda_type(ScalarType type) {
     case ScalarType::BFloat16:
       return cuda::Type::bfloat16;
     default:
-      STD_TORCH_CHECK(false, "mlip_kernels: no CUDA kernel for dtype ", type);
+      fail("mlip_kernels: no CUDA kernel for dtype ", type);
   }
 }
 

@@ -29,7 +29,7 @@ struct Tokens {
   int64_t batch, count;
   const T* values;                     // [batch, count, D]
   int64_t stride_batch, stride_token;  // in elements
-  const bool* mask;                    // [batch, count], or null: all are real
+  const Flag* mask;                    // [batch, count], or null: all are real
   const Accumulate<T>* share;          // [batch, count]
 };
 

@@ -42,7 +42,7 @@ struct TokenMaximaBackward {
   const Accumulate<T>* grad_mean;        // [B, C]
   const Accumulate<T>* grad_other_mean;  // [C, B]
   const T* others;                       // [C, M, D]
-  const bool *mask, *other_mask;         // [B, N] and [C, M], or null: all are real
+  const Flag *mask, *other_mask;         // [B, N] and [C, M], or null: all are real
   const Accumulate<T>*share, *other_share;
   TokenMap best_other;  // for each of the N tokens, one of M
   TokenMap best;        // for each of the M tokens, one of N

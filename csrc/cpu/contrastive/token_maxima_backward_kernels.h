@@ -28,7 +28,7 @@ static void list_terms(const TokenMaximaBackward<T>& p, const BackwardCut<T>& cu
                        int64_t last, Term<A>* terms, TermRange* ranges) {
   const int32_t n = int32_t(p.count), m = int32_t(p.other_count);
   const A* share = p.share + b * n;
-  const auto real = [&](const bool* mask, int64_t of, int32_t count, int32_t token) {
+  const auto real = [&](const Flag* mask, int64_t of, int32_t count, int32_t token) {
     return int32_t(!MASKED || mask == nullptr || mask[of * count + token]);
   };
   int32_t* next = cut.next;

@@ -36,7 +36,7 @@ struct Matching {
   // Read:
   const double* guide;  // [B, N], or null
   double guide_weight;
-  const bool* mask;  // [B, N] true for real tokens, or null
+  const Flag* mask;  // [B, N] true for real tokens, or null
 
   // Written by match_similarities:
   Proposal* proposals;  // [B, S]

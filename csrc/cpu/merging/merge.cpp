@@ -6,6 +6,51 @@
 #include "cpu/simd_copies.h"
 
 namespace mlip::cpu {
+namespace {
+
+constexpr const char* ASSIGNMENT_FAULT = "assignment: expected rows of the output, from 0 to N' - 1";
+
+// Whether all of `rows` are in [0, limit): the sign of neither difference is set. Without a branch, it takes vectors.
+bool inside(const int64_t* rows, int64_t count, int64_t limit) {
+  uint64_t signs = 0;
+  for (int64_t i = 0; i < count; ++i) signs |= uint64_t(rows[i]) | (uint64_t(limit - 1) - uint64_t(rows[i]));
+  return signs >> 63 == 0;
+}
+
+}  // namespace
+
+template <typename T>
+const char* merge_fault(const MergeRows<T>& p, int64_t begin, int64_t end) {
+  const int64_t merged = p.tokens - p.outputs;
+  Scratch memory(size_t(p.tokens), false);
+  auto* named = memory.as<unsigned char>();
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t *kept = p.kept + b * p.outputs, *removed = p.removed + b * merged;
+    const int64_t* assignment = p.assignment + b * p.tokens;
+    if (!inside(assignment, p.tokens, p.outputs)) return ASSIGNMENT_FAULT;
+    if (!inside(kept, p.outputs, p.tokens)) return "kept: expected rows of the input, from 0 to N - 1";
+    if (!inside(removed, merged, p.tokens)) return "removed: expected rows of the input, from 0 to N - 1";
+    std::memset(named, 0, size_t(p.tokens));
+    int64_t apart = 0;
+    for (int64_t o = 0; o < p.outputs; ++o) named[kept[o]] = 1, apart |= assignment[kept[o]] ^ o;
+    for (int64_t k = 0; k < merged; ++k) named[removed[k]] = 1;
+    if (apart != 0) return "assignment, kept: expected assignment[kept[o]] = o for every output row o";
+    if (std::memchr(named, 0, size_t(p.tokens)) != nullptr) {
+      return "kept, removed: expected every row of the input in one of them, once";
+    }
+  }
+  return nullptr;
+}
+
+template <typename T>
+const char* spread_fault(const MergeRows<T>& p, int64_t begin, int64_t end) {
+  const int64_t block = p.block(), blocks = p.blocks();
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t first = task % blocks * block, rows = p.tokens - first < block ? p.tokens - first : block;
+    if (!inside(p.assignment + task / blocks * p.tokens + first, rows, p.outputs)) return ASSIGNMENT_FAULT;
+  }
+  return nullptr;
+}
 
 template <typename T>
 void merge_weights(const MergeRows<T>& p, int64_t begin, int64_t end) {
@@ -41,9 +86,11 @@ void spread_rows(const MergeRows<T>& problem, int64_t begin, int64_t end) {
   MLIP_CALL(spread<T>, problem, begin, end);
 }
 
-#define MLIP_INSTANTIATE(T)                                              \
-  template void merge_weights<T>(const MergeRows<T>&, int64_t, int64_t); \
-  template void combine_rows<T>(const MergeRows<T>&, int64_t, int64_t);  \
+#define MLIP_INSTANTIATE(T)                                                    \
+  template const char* merge_fault<T>(const MergeRows<T>&, int64_t, int64_t);  \
+  template const char* spread_fault<T>(const MergeRows<T>&, int64_t, int64_t); \
+  template void merge_weights<T>(const MergeRows<T>&, int64_t, int64_t);       \
+  template void combine_rows<T>(const MergeRows<T>&, int64_t, int64_t);        \
   template void spread_rows<T>(const MergeRows<T>&, int64_t, int64_t)
 
 MLIP_INSTANTIATE(float);

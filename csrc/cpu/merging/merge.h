@@ -29,8 +29,8 @@ struct MergeRows {
   const int64_t* assignment;           // [B, N]
   const int64_t* kept;                 // [B, N']
   const int64_t* removed;              // [B, N - N']
-  const bool* mask;                    // [B, N'], or null: every output row is real
-  const bool* dropped;                 // [B, N], or null: every input row has an output row
+  const Flag* mask;                    // [B, N'], or null: every output row is real
+  const Flag* dropped;                 // [B, N], or null: every input row has an output row
   const float* size;                   // [B, N], or null: every size is 1; merge only
   const Accumulate<T>* known_weight;   // [B, N], or null: every weight is 1; combine and spread only
 
@@ -51,6 +51,15 @@ struct MergeRows {
     return bytes % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0 && batch * rows * bytes >= STREAMED;
   }
 };
+
+// Over samples: what is wrong with their maps, or null. They are addresses: kept and removed have to name every input
+// row once, assignment the output row of each, and that of a kept row is the one that it starts.
+template <typename T>
+const char* merge_fault(const MergeRows<T>& problem, int64_t begin, int64_t end);
+
+// Over tasks: the same for spread, which reads of the maps only assignment.
+template <typename T>
+const char* spread_fault(const MergeRows<T>& problem, int64_t begin, int64_t end);
 
 // Over samples: fills merged_size and weight.
 template <typename T>

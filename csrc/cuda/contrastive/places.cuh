@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cuda/types.h"
+
 namespace mlip::cuda::contrastive {
 
 constexpr int WARP = 32;
@@ -11,7 +13,7 @@ constexpr int THREADS = WARP * WARPS;
 // Writes to `places` the 0 <= i < count with mask[first + i], ascending (all, without a mask), and returns how many
 // they are. By all threads of a block; each warp looks at one part, twice: to count, and to write. `counts` has WARPS
 // members. All threads see the result; between two calls with the same `counts` there is a barrier.
-__device__ inline int find_places(const bool* mask, int64_t first, int count, uint16_t* places, int* counts) {
+__device__ inline int find_places(const Flag* mask, int64_t first, int count, uint16_t* places, int* counts) {
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const int part = (count + THREADS - 1) / THREADS * WARP;
   const int begin = warp * part, end = begin + part < count ? begin + part : count;

@@ -12,7 +12,7 @@ struct TokenSide {
   const void* values;
   int64_t stride_batch, stride_token;  // in elements
   bool vector;                         // whether rows can be read 16 bytes at a time
-  const bool* mask;                    // [batch, count], or null: all are real
+  const Flag* mask;                    // [batch, count], or null: all are real
   const float* share;                  // [batch, count]
   int64_t batch;
   int count;

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(THREADS, 3)
   const auto list = [&](int64_t part, Term* to) {
     const int64_t c = part / parts_of_other;
     const int start = int(part % parts_of_other) * PART;
-    const bool* other_mask = p.other_mask ? p.other_mask + c * p.other_count : nullptr;
+    const Flag* other_mask = p.other_mask ? p.other_mask + c * p.other_count : nullptr;
     int length = 0;
     const auto append = [&](bool term, int row, int token, float factor) {
       const unsigned all = __ballot_sync(~0u, term);

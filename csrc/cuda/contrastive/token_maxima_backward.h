@@ -22,8 +22,8 @@ struct TokenMaximaBackward {
   const float* grad_other_mean;          // [C, B]
   const void* others;                    // [C, M, D], unit stride along D
   int64_t stride_batch, stride_token;    // of them, in elements
-  const bool* mask;                      // [B, N], or null: all are real
-  const bool* other_mask;                // [C, M], or null
+  const Flag* mask;                      // [B, N], or null: all are real
+  const Flag* other_mask;                // [C, M], or null
   const float* share;                    // [B, N]
   const float* other_share;              // [C, M]
   TokenMap best_other;                   // [B, C, N]

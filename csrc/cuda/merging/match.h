@@ -25,7 +25,7 @@ struct Match {
   GuideType guide_type;
   int64_t guide_stride_batch, guide_stride_token;
   double guide_weight;
-  const bool* mask;  // [B, N] contiguous, true for real tokens, or null
+  const Flag* mask;  // [B, N] contiguous, true for real tokens, or null
 
   // Workspace, used where there are more than ONE_LAUNCH tokens.
   uint64_t* key;  // [B, S] the score of every source as a number that is ordered alike, 0 where it has no target

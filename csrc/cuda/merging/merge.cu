@@ -60,6 +60,9 @@ int64_t rows_per_block(const MergeRows& p) {
 template <typename T, int V>
 using Bits = std::conditional_t<V == 1, T, uint4>;
 
+// A row number, or the last of `rows` where it is none: no map may lead outside of the tensors.
+__device__ inline int64_t within(int64_t row, int64_t rows) { return uint64_t(row) < uint64_t(rows) ? row : rows - 1; }
+
 // to = change(from), by a warp. Loops are not unrolled: nvcc would cut the 16-byte stores to pieces.
 template <typename T, int V, typename Change>
 __device__ inline void move_row(const T* from, int64_t channels, T* to, Change change) {
@@ -132,7 +135,7 @@ struct Rows {
   }
   __device__ float factor_of(int64_t n) const { return factors ? factors[b * p.tokens + n] : 1.0f; }
   __device__ bool dropped(int64_t n) const { return p.dropped && p.dropped[b * p.tokens + n]; }
-  __device__ int64_t removed(int k) const { return p.removed[b * (p.tokens - p.outputs) + k]; }
+  __device__ int64_t removed(int k) const { return within(p.removed[b * (p.tokens - p.outputs) + k], p.tokens); }
 
   // The output row of this block that input row n belongs to, or -1.
   __device__ int row_of(int64_t n) const {
@@ -142,7 +145,7 @@ struct Rows {
 
   __device__ void find_kept() {
     for (int i = threadIdx.x; i < rows; i += THREADS) {
-      const int64_t o = b * p.outputs + first + i, n = p.kept[o];
+      const int64_t o = b * p.outputs + first + i, n = within(p.kept[o], p.tokens);
       shared.token[i] = int(n);
       shared.factor[i] = MERGE && p.mask && !p.mask[o] ? 0.0f : factor_of(n);
     }
@@ -307,7 +310,7 @@ __global__ void __launch_bounds__(THREADS) merging_spread_kernel(const MergeRows
   float own_weight = 0.0f;
   bool own_dropped = false;
   if (lane < SPREAD_ROWS && first + lane < total) {
-    source = p.assignment[first + lane];
+    source = within(p.assignment[first + lane], p.outputs);
     own_weight = p.known_weight ? p.known_weight[first + lane] : 1.0f;
     own_dropped = p.dropped && p.dropped[first + lane];
   }

@@ -17,8 +17,8 @@ struct MergeRows {
   const int64_t* assignment;           // [B, N]
   const int64_t* kept;                 // [B, N']
   const int64_t* removed;              // [B, N - N']
-  const bool* mask;                    // [B, N'], or null: every output row is real; merge only
-  const bool* dropped;                 // [B, N], or null: every input row has an output row
+  const Flag* mask;                    // [B, N'], or null: every output row is real; merge only
+  const Flag* dropped;                 // [B, N], or null: every input row has an output row
   const float* size;                   // [B, N], or null: every size is 1; merge only
   const float* known_weight;           // [B, N], or null: every weight is 1; combine and spread only
 

@@ -12,6 +12,7 @@ from mlip_kernels.ops.arguments import (
     check_same_dtype,
     check_shape,
     check_tensor,
+    values_known,
 )
 from mlip_kernels.ops.merging.plan import check_size
 from mlip_kernels.reference import merging as reference
@@ -78,13 +79,6 @@ def proportional_attention(
         scale = check_number("scale", scale)
     dropout_p = check_number("dropout_p", dropout_p, minimum=0.0, maximum=1.0)
     padding = check_flag("padding", padding)
-    if padding and size is not None and size.device.type == "cpu" and not _traced():
+    if padding and size is not None and size.device.type == "cpu" and values_known(size):
         padding = bool((size == 0).all(dim=1).any())
     return reference.proportional_attention(q, k, v, size, scale=scale, dropout_p=dropout_p, padding=padding)
-
-
-def _traced() -> bool:
-    """Whether tensors may stand for values that are not known yet."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0

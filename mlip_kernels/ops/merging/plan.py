@@ -6,7 +6,7 @@ their positions, tokens of another branch. It holds row numbers, O(N) of them, n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from mlip_kernels.ops.arguments import (
     check_tensor,
     check_tokens,
 )
+from mlip_kernels.ops.merging.plan_checks import check_maps
 from mlip_kernels.ops.merging.primitives import primitives
 from mlip_kernels.reference import merging as reference
 
@@ -36,6 +37,15 @@ class MergePlan:
     Output order: prefix tokens, unmerged sources, targets, padding, each ascending; with ``r == 0`` nothing moves.
     All tensors lie on the device of the metric. A plan can be pickled, and crosses ``torch.compile`` and
     ``torch.utils.checkpoint``.
+
+    Its maps are addresses. A plan that you make, copy or load is checked once, in O(B·N) and on a GPU with one
+    synchronisation, except while something is traced or captured; what changes the tensors of a plan later on can make
+    results meaningless, but reads and writes no other memory.
+
+    Raises:
+        TypeError, ValueError: a map has the wrong type, dtype, shape or device, or names rows that are not there;
+            ``kept`` and ``removed`` do not name every input token once; ``assignment`` does not send a kept token to
+            the output token that starts from it; or a kept token is dropped.
     """
 
     assignment: Tensor
@@ -52,6 +62,33 @@ class MergePlan:
     """``[B, N]`` bool, True for masked input tokens that have no output token any more; None without a mask."""
     size: Tensor | None = None
     """``[B, N]`` float32: the sizes `merge` uses if it is given none; None means ones."""
+
+    def __post_init__(self) -> None:
+        check_maps(self.assignment, self.kept, self.removed, self.mask, self.dropped)
+        check_integer("prefix_tokens", self.prefix_tokens, minimum=0, maximum=self.tokens)
+        if self.size is not None:
+            check_size(self.size, self.assignment.shape, "assignment", self.assignment)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    @classmethod
+    def _made(
+        cls,
+        assignment: Tensor,
+        kept: Tensor,
+        removed: Tensor,
+        prefix_tokens: int,
+        mask: Tensor | None = None,
+        dropped: Tensor | None = None,
+        size: Tensor | None = None,
+    ) -> MergePlan:
+        """A plan of maps that are right because they come from a matching: nobody has to look at them."""
+        plan = object.__new__(cls)
+        for name, value in zip(_FIELDS, (assignment, kept, removed, prefix_tokens, mask, dropped, size), strict=True):
+            object.__setattr__(plan, name, value)
+        return plan
 
     @property
     def tokens(self) -> int:
@@ -130,7 +167,7 @@ class MergePlan:
         check_shape("plan.assignment", plan.assignment, (batch, self.merged_tokens), "[B, N'] of this plan")
         check_same_device("plan", plan.assignment, "this plan", self.assignment)
         assignment, kept, removed, mask, dropped = reference.composed(self._matching(), plan._matching())
-        return MergePlan(assignment, kept, removed, self.prefix_tokens, mask=mask, dropped=dropped, size=self.size)
+        return self._made(assignment, kept, removed, self.prefix_tokens, mask, dropped, self.size)
 
     def _matching(self) -> reference.Matching:
         return reference.Matching(self.assignment, self.kept, self.removed, self.mask, self.dropped)
@@ -139,6 +176,9 @@ class MergePlan:
         check_tensor(name, value, layout=layout)
         check_shape(name, value, (self.assignment.shape[0], rows, value.shape[2]), layout)
         check_same_device(name, value, "the plan", self.assignment)
+
+
+_FIELDS = tuple(field.name for field in fields(MergePlan))
 
 
 def merge_plan(
@@ -212,15 +252,8 @@ def merge_plan(
         if max_merges >= r:
             max_merges = None
     matching = primitives().match(metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)
-    return MergePlan(
-        assignment=matching.assignment,
-        kept=matching.kept,
-        removed=matching.removed,
-        prefix_tokens=prefix_tokens,
-        mask=matching.mask,
-        dropped=matching.dropped,
-        size=size,
-    )
+    assignment, kept, removed, merged_mask, dropped = matching
+    return MergePlan._made(assignment, kept, removed, prefix_tokens, merged_mask, dropped, size)
 
 
 def merge_tokens(

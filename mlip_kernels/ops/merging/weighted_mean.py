@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mlip_kernels._library import define, differentiate, reference_requested
+from mlip_kernels._library import define, differentiate, plain_needed
 from mlip_kernels.ops.arguments import check_prefix, check_same_device, check_shape, check_tensor, check_tokens
 from mlip_kernels.reference.merging.weighted_mean import (
     accumulation_dtype,
@@ -55,7 +55,7 @@ def weighted_mean(x: Tensor, weight: Tensor | None = None, *, prefix_tokens: int
         check_shape("weight", weight, x.shape[:2], "[B, N]")
         check_same_device("weight", weight, "x", x)
         weight = weight.to(accumulation_dtype(x.dtype))
-    if reference_requested():
+    if plain_needed():
         return reference_weighted_mean(x, weight, prefix_tokens=prefix_tokens)
     return _forward(x, weight, prefix_tokens)[0]
 

@@ -60,7 +60,8 @@ def _attend(
         bias = log_size if q.device.type == "cpu" and dropout_p == 0 else log_size.to(q.dtype)
         bias = bias[:, None, None]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, dropout_p=dropout_p)
-    return attended if empty is None else attended.masked_fill(empty, 0)
+    # `where` keeps the strides of attention, which differ from those of a contiguous tensor; masked_fill does not.
+    return attended if empty is None else torch.where(empty, 0, attended)
 
 
 def channels_with_size(width: int, value_width: int) -> int:

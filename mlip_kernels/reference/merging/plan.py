@@ -44,7 +44,8 @@ def match(
     """Pair the r best sources of ``metric [B, N, D]`` with their targets; see `mlip_kernels.merge_plan`."""
     batch, tokens, _ = metric.shape
     r = min(r, max(tokens - prefix_tokens, 0) // 2)
-    rows = torch.arange(tokens, device=metric.device).expand(batch, tokens)
+    row = torch.arange(tokens, device=metric.device)
+    rows = row.expand(batch, tokens)
     if r == 0:
         rows = rows.contiguous()
         return Matching(rows, rows, rows[:, :0], mask, None if mask is None else torch.zeros_like(mask))
@@ -60,21 +61,26 @@ def match(
         score = _scores(cosine, None if penalty is None else penalty.unsqueeze(-1))
         chosen, best = _best_pairs(score, r, max_merges)
 
-    # A stable sort by what becomes of each row yields the whole output order at once.
-    fate = torch.zeros_like(rows)
-    fate[:, sources] = torch.where(chosen, 4, 1)
-    fate[:, targets] = 2
+    # A stable sort by what becomes of each row yields the whole output order at once. Nothing is written in place:
+    # under `torch.func.vmap` only some of these tensors have the dimension that is mapped over.
+    behind = row >= prefix_tokens
+    is_source, is_target = behind & (row % 2 == 0), behind & (row % 2 == 1)
+    pair = ((row - prefix_tokens) // 2).clamp(0, chosen.shape[1] - 1)
+    merges = is_source & chosen[:, pair]
+    fate = torch.where(is_target, 2, is_source.to(torch.int64)).expand_as(rows)
+    fate = torch.where(merges, 4, fate)
     if mask is not None:
-        fate[:, prefix_tokens:].masked_fill_(~mask[:, prefix_tokens:], 3)
+        fate = torch.where(behind & ~mask, 3, fate)
     order = fate.argsort(dim=1, stable=True)
-    assignment = torch.empty_like(rows, memory_format=torch.contiguous_format).scatter_(1, order, rows)
-    assignment[:, sources] = torch.where(chosen, assignment[:, targets].gather(1, best), assignment[:, sources])
+    place = order.argsort(dim=1, stable=True)
+    into = place[:, targets].gather(1, best)
+    assignment = torch.where(merges, into[:, pair], place)
 
     kept, removed = order[:, : tokens - r].contiguous(), order[:, tokens - r :].contiguous()
     if mask is None:
         return Matching(assignment, kept, removed, None, None)
     dropped = assignment >= tokens - r
-    return Matching(assignment.clamp_(max=tokens - r - 1), kept, removed, mask.gather(1, kept), dropped)
+    return Matching(assignment.clamp(max=tokens - r - 1), kept, removed, mask.gather(1, kept), dropped)
 
 
 def composed(first: Matching, second: Matching) -> Matching:
@@ -128,8 +134,8 @@ def _scores(similarity: Tensor, penalty: Tensor | None) -> Tensor:
 
 def _best_sources(score: Tensor, r: int) -> Tensor:
     """``[B, S]`` bool: the r sources with the highest ``score [B, S]``, those at −inf excepted."""
-    ranked, order = score.sort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order[:, :r], ranked[:, :r] > -torch.inf)
+    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (rank < r) & (score > -torch.inf)
 
 
 def _best_pairs(score: Tensor, r: int, max_merges: int) -> tuple[Tensor, Tensor]:
@@ -138,7 +144,7 @@ def _best_pairs(score: Tensor, r: int, max_merges: int) -> tuple[Tensor, Tensor]
     Returns the sources that merge, ``[B, S]`` bool, and the target of each, ``[B, S]``.
     """
     batch, sources, targets = score.shape
-    score = score.clone()
+    from_source, from_target = torch.arange(sources, device=score.device), torch.arange(targets, device=score.device)
     chosen = torch.zeros(batch, sources, dtype=torch.bool, device=score.device)
     best = torch.zeros(batch, sources, dtype=torch.int64, device=score.device)
     room = torch.full((batch, targets), max_merges, device=score.device)
@@ -146,10 +152,11 @@ def _best_pairs(score: Tensor, r: int, max_merges: int) -> tuple[Tensor, Tensor]
         highest, pair = score.flatten(1).max(dim=1, keepdim=True)
         allowed = highest > -torch.inf
         source, target = pair // targets, pair % targets
-        chosen |= torch.zeros_like(chosen).scatter_(1, source, allowed)
-        best.scatter_(1, source, torch.where(allowed, target, best.gather(1, source)))
-        room.scatter_add_(1, target, -allowed.to(room.dtype))
-        score.masked_fill_(chosen.unsqueeze(2) | (room == 0).unsqueeze(1), -torch.inf)
+        now = allowed & (from_source == source)
+        chosen = chosen | now
+        best = torch.where(now, target, best)
+        room = room - (allowed & (from_target == target)).to(room.dtype)
+        score = score.masked_fill(chosen.unsqueeze(2) | (room == 0).unsqueeze(1), -torch.inf)
     return chosen, best
 
 
@@ -177,13 +184,14 @@ def merged_sizes(size: Tensor, matching: Matching, dtype: torch.dtype) -> tuple[
         removed = removed.masked_fill(matching.dropped.gather(1, matching.removed), 0)
     destination = matching.assignment.gather(1, matching.removed)
     batch, merged_tokens = kept.shape
-    total = _add_rows(kept.reshape(-1, 1).clone(), flat_rows(destination, merged_tokens), removed.reshape(-1, 1))
+    total = _add_rows(kept.reshape(-1, 1), flat_rows(destination, merged_tokens), removed.reshape(-1, 1))
     total = total.view(batch, merged_tokens)
     divisor = torch.where(total > 0, total, 1).to(dtype)
     kept_weight = torch.where(total > 0, kept / divisor, 1)
-    removed_weight = removed / divisor.gather(1, destination)
-    weight = kept_weight.new_empty(size.shape).scatter_(1, matching.kept, kept_weight)
-    return total, weight.scatter_(1, matching.removed, removed_weight)
+    counted = size if matching.dropped is None else size.masked_fill(matching.dropped, 0)
+    starts = matching.kept.gather(1, matching.assignment) == torch.arange(size.shape[1], device=size.device)
+    merged_weight = counted / divisor.gather(1, matching.assignment)
+    return total, torch.where(starts, kept_weight.gather(1, matching.assignment), merged_weight)
 
 
 def combine(x: Tensor, weight: Tensor | None, matching: Matching) -> Tensor:
@@ -201,8 +209,8 @@ def combine(x: Tensor, weight: Tensor | None, matching: Matching) -> Tensor:
     part = rows.index_select(0, removed_rows).to(accumulate)
     if weight is not None:
         weight = weight.to(accumulate).reshape(-1, 1)
-        total = total.mul_(weight.index_select(0, kept_rows))
-        part = part.mul_(weight.index_select(0, removed_rows))
+        total = total * weight.index_select(0, kept_rows)
+        part = part * weight.index_select(0, removed_rows)
     if matching.dropped is not None:
         # Padding may hold NaN, which a weight of 0 would not remove.
         part = part.masked_fill(matching.dropped.gather(1, matching.removed).reshape(-1, 1), 0)
@@ -220,7 +228,7 @@ def spread(y: Tensor, weight: Tensor | None, matching: Matching) -> Tensor:
     rows = y.reshape(batch * merged_tokens, channels).index_select(0, flat_rows(assignment, merged_tokens))
     if weight is not None:
         accumulate = accumulation_dtype(y.dtype)
-        rows = rows.to(accumulate).mul_(weight.to(accumulate).reshape(-1, 1)).to(y.dtype)
+        rows = (rows.to(accumulate) * weight.to(accumulate).reshape(-1, 1)).to(y.dtype)
     if matching.dropped is not None:
         rows = rows.masked_fill(matching.dropped.reshape(-1, 1), 0)
     return rows.view(batch, assignment.shape[1], channels)
@@ -233,8 +241,8 @@ def flat_rows(rows: Tensor, tokens: int) -> Tensor:
 
 
 def _add_rows(total: Tensor, destination: Tensor, part: Tensor) -> Tensor:
-    """Add every row of ``part`` to its row of ``total``, in place and in order."""
+    """Add every row of ``part`` to its row of ``total``, in order."""
     if total.is_cuda:
-        # index_add_ uses atomics there, whose order varies; index_put_ sorts first.
-        return total.index_put_((destination,), part, accumulate=True)
-    return total.index_add_(0, destination, part)
+        # index_add uses atomics there, whose order varies; index_put sorts first.
+        return total.index_put((destination,), part, accumulate=True)
+    return total.index_add(0, destination, part)

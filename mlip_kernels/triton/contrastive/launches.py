@@ -33,7 +33,7 @@ def lengths(mask: Tensor | None) -> Tensor | None:
     if mask is None:
         return None
     positions = torch.arange(1, mask.shape[1] + 1, dtype=torch.int32, device=mask.device)
-    return (positions * mask).amax(1)
+    return torch.where(mask, positions, 0).amax(1)
 
 
 def aligned(tokens: Tensor) -> Tensor:

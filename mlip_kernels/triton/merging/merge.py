@@ -49,12 +49,18 @@ def _once(pointers, mask):
 
 
 @triton.jit
-def _scan(assignment, removed, dropped, first, first_row, r, SCANNED: tl.constexpr):
+def _within(row, rows):
+    """Row numbers, those that are none replaced by the nearest: no map may lead outside of the tensors."""
+    return tl.minimum(tl.maximum(row, 0), rows - 1)
+
+
+@triton.jit
+def _scan(assignment, removed, dropped, first, first_row, N, r, SCANNED: tl.constexpr):
     """Input rows ``removed [first, first + SCANNED)``, and which of the program's rows they belong to, counted from the
     first one; -1 for those that have none."""
     k = first + tl.arange(0, SCANNED)
     there = k < r
-    n = tl.load(removed + k, mask=there, other=0)
+    n = _within(tl.load(removed + k, mask=there, other=0), N)
     owner = (tl.load(assignment + n, mask=there, other=0) - first_row).to(tl.int32)
     if dropped is not None:
         there = there & (tl.load(dropped + n, mask=there, other=1) == 0)
@@ -156,7 +162,7 @@ def merging_combine_kernel(
     rows = first_row + tl.arange(0, ROWS)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = rows < outputs
-    kept_n = _once(kept + b * outputs + rows, real)
+    kept_n = _within(_once(kept + b * outputs + rows, real), N)
     kept_row = _load_rows(x, kept_n, stride_token, c, real, C)
     total = kept_row.to(tl.float32)
     kept_weight = None
@@ -165,7 +171,7 @@ def merging_combine_kernel(
         total *= kept_weight[:, None]
     alone = real
     for first in range(0, r, SCANNED):
-        n, owner = _scan(assignment + b * N, removed + b * r, dropped, first, first_row, r, SCANNED)
+        n, owner = _scan(assignment + b * N, removed + b * r, dropped, first, first_row, N, r, SCANNED)
         given = None
         if weight is not None:
             given = tl.load(weight + n, mask=(owner >= 0) & (owner < ROWS), other=0.0)
@@ -174,9 +180,9 @@ def merging_combine_kernel(
 
 
 @triton.jit
-def _scan_sizes(size, assignment, removed, dropped, first, first_row, r, ROWS: tl.constexpr, SCANNED: tl.constexpr):
+def _scan_sizes(size, assignment, removed, dropped, first, first_row, N, r, ROWS: tl.constexpr, SCANNED: tl.constexpr):
     """What `_scan` finds, and the sizes of those that belong to rows of the program, 0 for the others."""
-    n, owner = _scan(assignment, removed, dropped, first, first_row, r, SCANNED)
+    n, owner = _scan(assignment, removed, dropped, first, first_row, N, r, SCANNED)
     owned = (owner >= 0) & (owner < ROWS)
     sizes = owned.to(tl.float32)
     if size is not None:
@@ -240,14 +246,14 @@ def merging_merge_kernel(
         if (first_row == 0) & (tl.program_id(1) == 0):
             for first in range(0, r, SCANNED):
                 k = first + tl.arange(0, SCANNED)
-                n = tl.load(removed + k, mask=k < r, other=0)
+                n = _within(tl.load(removed + k, mask=k < r, other=0), N)
                 lost = tl.load(dropped + n, mask=k < r, other=0) != 0
                 tl.store(weight + n, tl.zeros((SCANNED,), tl.float32), mask=lost)
 
     rows = first_row + tl.arange(0, ROWS)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = rows < outputs
-    kept_n = _once(kept + b * outputs + rows, real)
+    kept_n = _within(_once(kept + b * outputs + rows, real), N)
     kept_row = _load_rows(x, kept_n, stride_token, c, real, C)
     own = real.to(tl.float32)
     if mask is not None:
@@ -258,10 +264,10 @@ def merging_merge_kernel(
     total = own
     if SEVERAL:
         for first in range(0, r, SCANNED):
-            _, owner, sizes = _scan_sizes(size, assignment, removed, dropped, first, first_row, r, ROWS, SCANNED)
+            _, owner, sizes = _scan_sizes(size, assignment, removed, dropped, first, first_row, N, r, ROWS, SCANNED)
             total = _add_sizes(total, owner, sizes, ROWS, SCANNED)
     else:
-        n, owner, sizes = _scan_sizes(size, assignment, removed, dropped, 0, first_row, r, ROWS, SCANNED)
+        n, owner, sizes = _scan_sizes(size, assignment, removed, dropped, 0, first_row, N, r, ROWS, SCANNED)
         total = _add_sizes(total, owner, sizes, ROWS, SCANNED)
     divisor = tl.where(total > 0, total, 1.0)
     kept_weight = tl.where(total > 0, tl.div_rn(own, divisor), 1.0)
@@ -273,7 +279,7 @@ def merging_merge_kernel(
     alone = real
     if SEVERAL:
         for first in range(0, r, SCANNED):
-            n, owner, sizes = _scan_sizes(size, assignment, removed, dropped, first, first_row, r, ROWS, SCANNED)
+            n, owner, sizes = _scan_sizes(size, assignment, removed, dropped, first, first_row, N, r, ROWS, SCANNED)
             w = _divided(weight, n, owner, sizes, divisor, ROWS)
             sums, alone = _add_rows(sums, alone, x, n, owner, w, c, C, stride_token, ROWS, SCANNED)
     else:
@@ -290,6 +296,7 @@ def merging_spread_kernel(
     assignment,  # [B, N]
     dropped,  # [B, N] bytes, or None
     N,
+    outputs,  # N'
     C,
     stride_batch,
     stride_token,
@@ -304,7 +311,7 @@ def merging_spread_kernel(
     given = real
     if dropped is not None:
         given = real & (_once(dropped + b * N + rows, real) == 0)
-    n = _once(assignment + b * N + rows, given)
+    n = _within(_once(assignment + b * N + rows, given), outputs)
     row = _load_rows(y + b * stride_batch, n, stride_token, c, given, C)
     if weight is not None:
         w = _once(weight + b * N + rows, given)[:, None]
@@ -397,6 +404,7 @@ def spread(
             assignment.contiguous(),
             _contiguous(dropped),
             tokens,
+            y.shape[1],
             channels,
             y.stride(0),
             y.stride(1),
