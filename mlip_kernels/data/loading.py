@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+import torch
+
 from mlip_kernels.data import held_out as evaluation
 from mlip_kernels.data.batch import Batch
 from mlip_kernels.data.config import DataConfig, form_of
@@ -119,20 +121,25 @@ def open_data(config: DataConfig, rank: int = 0, world_size: int = 1) -> ImageTe
     check_integer("rank", rank, minimum=0, maximum=world_size - 1)
     for module in ("numpy", "PIL.Image", "open_clip.tokenizer"):
         require(module)
-    source = _open(config, config.data, show_progress=rank == 0)
-    other = source if config.held_out is None else _open(config, config.held_out, show_progress=rank == 0)
+    leads = rank == 0
+    source = _open(config, config.data, show_progress=leads)
+    other = source if config.held_out is None else _open(config, config.held_out, show_progress=leads)
     training: PairBatches | ShardBatches
     held_out: HeldOut
+    rows = None
     if isinstance(other, Shards):
         held_out = HeldOutShards(other, config)
     else:
-        held_out = HeldOutRows(other, split(other, config.held_out_pairs)[1])
+        others, chosen = split(other, config.held_out_pairs, show_progress=leads)
+        held_out = HeldOutRows(other, chosen)
+        rows = others if other is source else None
     if isinstance(source, Shards):
         if isinstance(other, Shards) and (shared := set(source.paths) & set(other.paths)):
             raise ValueError(f"held_out: expected other shards than data, got {min(shared)} in both")
         training = ShardBatches(source, config, rank, world_size)
     else:
-        rows = split(source, config.held_out_pairs if other is source else 0)[0]
+        if rows is None:
+            rows = torch.arange(len(source.keys))
         needed = world_size * config.batch_size
         if len(rows) < needed < len(source.keys):
             raise ValueError(

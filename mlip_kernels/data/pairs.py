@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from mlip_kernels.data.batch import Batch, normalize, tokenize
 from mlip_kernels.data.config import DataConfig
 from mlip_kernels.data.images import UndecodableError, random_view
+from mlip_kernels.data.reading import progress
 from mlip_kernels.data.seeds import digest, generator, shuffled
 
 
@@ -52,7 +53,7 @@ def plain(caption: str) -> str:
     return " ".join(caption.lower().split())
 
 
-def split(pairs: Pairs, count: int) -> tuple[Tensor, Tensor]:
+def split(pairs: Pairs, count: int, *, show_progress: bool = False) -> tuple[Tensor, Tensor]:
     """Indices for training and at most ``count`` held-out ones, int64.
 
     Pictures are put in the order of a hash of their key, so the split depends on nothing else. Of each picture in
@@ -69,7 +70,12 @@ def split(pairs: Pairs, count: int) -> tuple[Tensor, Tensor]:
     training = torch.ones(len(pairs.keys), dtype=torch.bool)
     held_out: list[int] = []
     captions: set[str] = set()
-    for key in sorted(rows, key=lambda key: (digest("held out", key), key)):
+    hashed = []
+    with progress("choosing held-out pairs", len(rows), "picture", show_progress) as bar:
+        for key in rows:
+            hashed.append((digest("held out", key), key))
+            bar.update()
+    for _, key in sorted(hashed):
         if len(held_out) == count:
             break
         new = [index for index in rows[key] if plain(pairs.captions[index]) not in captions]

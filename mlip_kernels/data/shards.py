@@ -233,11 +233,15 @@ class ShardBatches:
     def _groups(self, epoch: int, skip: int) -> Iterator[tuple[int, list[Sample], list[Sample]]]:
         """From batch ``skip`` on: its number, the samples of the batch before it, and its own, over all processes."""
         stream = self.source.shuffled(self.config.seed, epoch)
+        size = self.world_size * self.config.batch_size
         before: list[Sample] = []
-        for number in range(self.batches_per_epoch):
-            samples = list(islice(stream, self.world_size * self.config.batch_size))
-            if number >= skip:
-                yield number, before, samples
+        with progress("reading up to where the run stopped", skip, "batch", self.source.show) as bar:
+            for _ in range(skip):
+                before = list(islice(stream, size))
+                bar.update()
+        for number in range(skip, self.batches_per_epoch):
+            samples = list(islice(stream, size))
+            yield number, before, samples
             before = samples
 
     def _view(

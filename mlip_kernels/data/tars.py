@@ -87,7 +87,7 @@ def members(path: str, limit: Callable[[str], int]) -> Iterator[tuple[str, bytes
                 size = os.fstat(file.fileno()).st_size
                 stream = _Bounded(gzip.GzipFile(fileobj=file), LARGEST_EXPANSION * size + 2**26)
             with tarfile.open(
-                fileobj=stream, mode="r|", bufsize=2**18, tarinfo=_Header, encoding="utf-8", errors="replace"
+                fileobj=stream, mode="r|", bufsize=2**15, tarinfo=_Header, encoding="utf-8", errors="replace"
             ) as tar:
                 for info in tar:
                     tar.members = []  # type: ignore[attr-defined]  # or they pile up

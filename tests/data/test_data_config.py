@@ -34,6 +34,7 @@ from mlip_kernels.data import DataConfig, open_data
         ("csv_caption_key", None, TypeError),
         ("csv_caption_key", "filepath", ValueError),
         ("samples_per_epoch", 0, ValueError),
+        ("on_damage", "ignore", ValueError),
         ("cache_dir", 1, TypeError),
     ],
 )
@@ -48,6 +49,15 @@ def test_shards_need_a_length_and_held_out_pairs():
         DataConfig(data="a.tar", held_out="b.tar")
     with pytest.raises(ValueError, match=r"held_out: .*cannot be split"):
         DataConfig(data="a.tar", samples_per_epoch=10)
+
+
+def test_the_trainer_passes_on_what_becomes_of_damage():
+    pytest.importorskip("open_clip", reason="needs the [train] extra")
+    from mlip_kernels.train.config import TrainConfig
+
+    shards = {"data": "a.tar", "held_out": "b.tar", "samples_per_epoch": 128}
+    assert TrainConfig(**shards).data_config().on_damage == "auto"
+    assert TrainConfig(**shards, on_damage="skip").data_config().on_damage == "skip"
 
 
 def test_an_absent_package_is_named_with_the_remedy(monkeypatch):

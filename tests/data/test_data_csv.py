@@ -263,4 +263,6 @@ def test_reading_that_takes_long_shows_its_progress(csv_config, monkeypatch, cap
     assert capfd.readouterr().err == ""
     monkeypatch.setattr("mlip_kernels.data.reading.SECONDS_BEFORE_PROGRESS", 0.0)
     open_data(config)
-    assert "reading pairs.csv: 100%" in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert "reading pairs.csv: 100%" in shown
+    assert "choosing held-out pairs: 100%" in shown

@@ -216,6 +216,17 @@ def test_shards_that_lack_captions_or_images_are_refused_at_once(shards_config, 
         open_data(config)
 
 
+def test_reading_that_takes_long_shows_its_progress(shards_config, monkeypatch, capfd):
+    config = shards_config()
+    expected = [batch.captions for batch in open_data(config).train(0)]
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr("mlip_kernels.data.reading.SECONDS_BEFORE_PROGRESS", 0.0)
+    assert [batch.captions for batch in open_data(config).train(0, 5)] == expected[5:]
+    shown = capfd.readouterr().err
+    assert "checking shards: 100%" in shown
+    assert "reading up to where the run stopped: 100%" in shown
+
+
 @needs_proc
 def test_a_shard_that_cannot_be_read_is_named(shards_config, tmp_path):
     (tmp_path / "unreadable.tar").symlink_to(UNREADABLE)
@@ -249,10 +260,10 @@ def test_braces_are_counted_before_they_are_expanded(pattern, number):
 
 
 PEAK = """
-import resource, sys
+import re, sys
 from mlip_kernels.data.shards import Shards
 from mlip_kernels.data.tars import DamagedShardError
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
 before = peak()
 shards = Shards(sys.argv[1], "skip", show_progress=False)
 print(sum(1 for _ in shards.samples(shards.paths)), peak() - before, *shards.damaged.values(), *shards.corrupt.values())
@@ -271,7 +282,7 @@ def bomb(path: Path, claim: tarfile.TarInfo, mebibytes: int) -> None:
             file.write(bytes(2**20))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory in KiB, as Linux gives it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_no_shard_takes_much_memory(tmp_path):
     """Each of these took what it claims, or what it expands to."""
     picture_of_zeros, name_of_zeros = tarfile.TarInfo("b.png"), tarfile.TarInfo("././@LongLink")
