@@ -143,10 +143,10 @@ def check_integer(name: str, value: object, *, minimum: int, maximum: int | None
         if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
             raise TypeError(f"{name}: expected an integer, got {_kind(value)}")
     if number < minimum or number > (LARGEST_INTEGER if maximum is None else maximum):
-        if maximum is not None:
-            wanted = f"in [{minimum}, {maximum}]"
+        if number < minimum and maximum in (None, LARGEST_SIZE):
+            wanted = f">= {minimum}"
         else:
-            wanted = f">= {minimum}" if number < minimum else f"in [{minimum}, 2**63 - 1]"
+            wanted = f"in [{minimum}, {'2**63 - 1' if maximum is None else maximum}]"
         raise ValueError(f"{name}: expected an integer {wanted}, got {shown(number)}")
     return number  # a SymInt stands for an int while tracing
 

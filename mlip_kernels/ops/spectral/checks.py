@@ -136,7 +136,7 @@ def check_bands(bands: object, x: Tensor, shape: list[int], layout: str) -> tupl
         raise ValueError(
             f"bands: expected bands * coefficients <= {LARGEST_BAND_MATRIX}, got {count} bands of {coefficients}"
         )
-    return bands, count  # type: ignore[return-value]
+    return bands, count
 
 
 def check_given(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -160,10 +160,10 @@ def _share_memory(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors of one shape may share an element; the two parts of a complex tensor do not."""
     if first is second:
         return True
-    if torch.compiler.is_compiling() or not torch._C._is_alias_of(first, second):
+    if torch.compiler.is_compiling() or not torch._C._is_alias_of(first, second):  # type: ignore[attr-defined]
         return False
-    apart = abs(first.storage_offset() - second.storage_offset())
+    apart = abs(int(first.storage_offset()) - int(second.storage_offset()))
     if first.stride() == second.stride():
         return apart == 0 or may_overlap(first, (2, apart))
-    earlier = min(first, second, key=Tensor.storage_offset)
+    earlier = first if first.storage_offset() < second.storage_offset() else second
     return apart <= sum(stride * (length - 1) for stride, length in zip(earlier.stride(), earlier.shape, strict=True))
