@@ -11,7 +11,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mlip_kernels.ops.arguments import check_choice, check_integer, check_number
+from mlip_kernels.nn.granularity import check_shares
+from mlip_kernels.ops.arguments import (
+    LARGEST_SIZE,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_integers,
+    check_number,
+)
 
 
 def _check_literals(config: Any) -> None:
@@ -21,9 +29,23 @@ def _check_literals(config: Any) -> None:
             check_choice(f"{type(config).__name__}.{name}", getattr(config, name), get_args(hint))
 
 
-def _check_counts(config: Any, *names: str) -> None:
+def _check_counts(config: Any, *names: str, minimum: int = 1) -> None:
     for name in names:
-        check_integer(f"{type(config).__name__}.{name}", getattr(config, name), minimum=1)
+        value = check_integer(_path(config, name), getattr(config, name), minimum=minimum, maximum=LARGEST_SIZE)
+        object.__setattr__(config, name, value)  # as Python's own, whatever it came as: it goes into checkpoints
+
+
+def _check_number(config: Any, name: str, **limits: float) -> None:
+    object.__setattr__(config, name, check_number(_path(config, name), getattr(config, name), **limits))
+
+
+def _check_flags(config: Any, *names: str) -> None:
+    for name in names:
+        object.__setattr__(config, name, check_flag(_path(config, name), getattr(config, name)))
+
+
+def _path(config: Any, name: str) -> str:
+    return f"{type(config).__name__}.{name}"
 
 
 @dataclass(frozen=True)
@@ -50,8 +72,8 @@ class ImageConfig:
     def __post_init__(self) -> None:
         _check_literals(self)
         _check_counts(self, "image_size", "patch_size", "width", "depth", "heads")
-        check_number("ImageConfig.mlp_ratio", self.mlp_ratio, minimum=0.1)
-        check_number("ImageConfig.drop_path", self.drop_path, minimum=0.0, maximum=0.99)
+        _check_number(self, "mlp_ratio", minimum=0.1, maximum=LARGEST_SIZE / self.width)
+        _check_number(self, "drop_path", minimum=0.0, maximum=0.99)
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"ImageConfig.patch_size: expected a divisor of image_size={self.image_size}, got {self.patch_size}"
@@ -120,7 +142,7 @@ class FrequencyConfig:
     def __post_init__(self) -> None:
         _check_literals(self)
         _check_counts(self, "depth", "filters")
-        check_number("FrequencyConfig.mlp_ratio", self.mlp_ratio, minimum=0.1)
+        _check_number(self, "mlp_ratio", minimum=0.1, maximum=LARGEST_SIZE)
         if self.mixer in ("filter_bank", "complex_mlp") and self.basis != "rfft":
             raise ValueError(f"FrequencyConfig.basis: expected 'rfft' for mixer={self.mixer!r}, got {self.basis!r}")
         if self.order == "sequential" and self.fusion != "none":
@@ -161,21 +183,20 @@ class MergingConfig:
 
     def __post_init__(self) -> None:
         _check_literals(self)
+        _check_flags(self, "overall", "proportional_attention")
         for name in ("keep_rate", "test_keep_rate"):
-            rate = getattr(self, name)
-            if rate is not None:
+            if name == "keep_rate" or self.test_keep_rate is not None:
                 # One step merges at most every second token.
-                check_number(f"MergingConfig.{name}", rate, minimum=1e-3 if self.overall else 0.5, maximum=1.0)
-        check_number("MergingConfig.guide_weight", self.guide_weight, minimum=0.0)
-        check_number("MergingConfig.energy_cutoff", self.energy_cutoff, minimum=0.0, maximum=1.0)
-        check_integer("MergingConfig.warmup_steps", self.warmup_steps, minimum=0)
-        if self.layers is not None and (
-            not self.layers or any(b <= a for a, b in zip(self.layers, self.layers[1:], strict=False))
-        ):
-            raise ValueError(f"MergingConfig.layers: expected rising block numbers or None, got {self.layers}")
-        stay, pair = self.shares
-        if stay < 0 or pair < 0 or stay + pair > 1:
-            raise ValueError(f"MergingConfig.shares: expected two shares >= 0 with sum <= 1, got {self.shares}")
+                _check_number(self, name, minimum=1e-3 if self.overall else 0.5, maximum=1.0)
+        _check_number(self, "guide_weight", minimum=0.0)
+        _check_number(self, "energy_cutoff", minimum=0.0, maximum=1.0)
+        _check_counts(self, "warmup_steps", minimum=0)
+        if self.layers is not None:
+            layers = check_integers("MergingConfig.layers", self.layers, minimum=0, maximum=LARGEST_SIZE)
+            if not layers or sorted(set(layers)) != layers:
+                raise ValueError(f"MergingConfig.layers: expected rising block numbers or None, got {layers}")
+            object.__setattr__(self, "layers", tuple(layers))
+        object.__setattr__(self, "shares", check_shares("MergingConfig.shares", self.shares))
 
     @property
     def active(self) -> bool:
@@ -212,9 +233,10 @@ class LossConfig:
     def __post_init__(self) -> None:
         _check_literals(self)
         for name in ("frequency_weight", "token_weight", "consistency_weight"):
-            check_number(f"LossConfig.{name}", getattr(self, name), minimum=0.0)
+            _check_number(self, name, minimum=0.0)
         _check_counts(self, "token_dim")
-        check_number("LossConfig.temperature", self.temperature, minimum=0.01)
+        _check_flags(self, "weigh_by_size")
+        _check_number(self, "temperature", minimum=0.01)
 
     @property
     def spatial_tokens(self) -> bool:
@@ -245,9 +267,13 @@ class MLIPConfig:
     """Channels of the global image and text features."""
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            part = getattr(self, name)
+            if name != "embed_dim" and not isinstance(part, kind):
+                raise TypeError(f"MLIPConfig.{name}: expected {kind.__name__}, got {type(part).__name__}")
         _check_counts(self, "embed_dim")
         layers = self.merging.layers
-        if layers is not None and (layers[0] < 0 or layers[-1] >= self.image.depth):
+        if layers is not None and layers[-1] >= self.image.depth:
             raise ValueError(
                 f"MergingConfig.layers: expected blocks in [0, {self.image.depth - 1}] of the image tower, got {layers}"
             )
@@ -297,10 +323,13 @@ class MLIPConfig:
 
 
 def _from_dict(kind: type, values: dict[str, Any], path: str) -> Any:
+    if not isinstance(values, dict):
+        raise TypeError(f"{path}: expected a dictionary of its fields, got {type(values).__name__}")
     hints = get_type_hints(kind)
     unknown = set(values) - set(hints)
     if unknown:
-        raise ValueError(f"{path}: unknown field {', '.join(sorted(unknown))}; known are {', '.join(sorted(hints))}")
+        named, known = (", ".join(sorted(map(str, names))) for names in (unknown, hints))
+        raise ValueError(f"{path}: unknown field {named}; known are {known}")
     converted = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):

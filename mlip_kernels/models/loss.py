@@ -30,12 +30,16 @@ class MLIPLoss(nn.Module):
 
     def __init__(self, config: LossConfig, rank: int = 0, world_size: int = 1, *, gather: str = "all") -> None:
         super().__init__()
+        if not isinstance(config, LossConfig):
+            raise TypeError(f"config: expected LossConfig, got {type(config).__name__}")
         self.config = config
         self.global_term = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size)
         self.token_term = TokenContrastiveLoss(rank=rank, world_size=world_size, gather=gather)
 
     def forward(self, features: MLIPFeatures) -> dict[str, Tensor]:
         """Every term unweighted under its name, and their weighted sum under ``loss``; all are 0-d float32."""
+        if not isinstance(features, MLIPFeatures):
+            raise TypeError(f"features: expected MLIPFeatures, got {type(features).__name__}")
         config = self.config
         terms = {}
         with torch.autocast(features.pairs["global_spatial"].image.device.type, enabled=False):

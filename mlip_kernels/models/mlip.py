@@ -19,6 +19,14 @@ from mlip_kernels.models.image_tower import Companion, ImageTokens, ImageTower
 from mlip_kernels.nn.merging_blocks import Amount
 from mlip_kernels.nn.pooling import AttentionPool
 from mlip_kernels.nn.spectral import FrequencyStage
+from mlip_kernels.ops.arguments import (
+    check_flag,
+    check_integer,
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+    check_tensor,
+)
 from mlip_kernels.ops.merging import keep_rate_schedule, merge_layers
 from mlip_kernels.ops.spectral import amplitude_phase, token_energy
 
@@ -79,6 +87,8 @@ class MLIP(nn.Module):
 
     def __init__(self, config: MLIPConfig) -> None:
         super().__init__()
+        if not isinstance(config, MLIPConfig):
+            raise TypeError(f"config: expected MLIPConfig, got {type(config).__name__}")
         self.config = config
         image, text, loss, frequency = config.image, config.text, config.loss, config.frequency
         self.visual = ImageTower(image, config.merging)
@@ -153,6 +163,8 @@ class MLIP(nn.Module):
             step: training step, for the warm-up of the keep rate; ``None`` means that warm-up is over. At evaluation
                 ``test_keep_rate`` holds instead, where it is set.
         """
+        if step is not None:
+            step = check_integer("step", step, minimum=0)
         merging, depth = self.config.merging, self.config.image.depth
         layers = merge_layers(depth) if merging.layers is None else merging.layers
         if merging.granularity == "three_way":
@@ -176,6 +188,8 @@ class MLIP(nn.Module):
             supervised: compute the frequency tokens for the loss terms, also where the image tower itself does not
                 read them.
         """
+        self._check_images(images)
+        amounts = self.merge_amounts(step)
         frequency, merging = self.config.frequency, self.config.merging
         embedded = self.visual.embed(images)
         patches = embedded[:, 1:]
@@ -193,18 +207,21 @@ class MLIP(nn.Module):
             with torch.no_grad():
                 energy = token_energy(patches, merging.energy_cutoff, grid=self.visual.grid)
         companion = Companion(tokens=frequency_tokens, pooled=pooled, energy=energy)
-        return self.visual(embedded, companion, self.merge_amounts(step)), frequency_tokens
+        return self.visual(embedded, companion, amounts), frequency_tokens
 
     def _pool_frequency(self, tokens: Tensor) -> Tensor:
         return tokens.mean(1) if self.frequency_pool is None else self.frequency_pool(tokens)
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Global image feature ``[B, embed_dim]`` for retrieval and zero-shot use, as open_clip's method."""
+        normalize = check_flag("normalize", normalize)
         feature = self.visual_projection(self.encode_image_tokens(images, supervised=False)[0].feature)
         return F.normalize(feature, dim=-1) if normalize else feature
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """Global text feature ``[B, embed_dim]`` of token ids ``[B, context_length]``, as open_clip's method."""
+        normalize = check_flag("normalize", normalize)
+        self._check_text(text)
         feature = self.text(text)[0]
         return F.normalize(feature, dim=-1) if normalize else feature
 
@@ -234,7 +251,10 @@ class MLIP(nn.Module):
             ValueError: if a shape does not fit the configuration or the batches differ.
             TypeError: if ``text`` does not hold integers.
         """
-        self._check(images, text)
+        self._check_images(images)
+        self._check_text(text)
+        if images.shape[0] != text.shape[0]:
+            raise ValueError(f"text: expected {images.shape[0]} captions (one an image), got {text.shape[0]}")
         encoded, frequency_tokens = self.encode_image_tokens(images, step)
         text_feature, text_tokens = self.text(text)
         text_feature, mask = self._unit(text_feature), self.text_mask(text)
@@ -314,14 +334,16 @@ class MLIP(nn.Module):
         mean = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         return self._unit(self.text.ln_final(mean) @ self.text.text_projection)
 
-    def _check(self, images: Tensor, text: Tensor) -> None:
+    def _check_images(self, images: object) -> None:
         side = self.config.image.image_size
-        if images.dim() != 4 or tuple(images.shape[1:]) != (3, side, side):
-            raise ValueError(f"images: expected [B, 3, {side}, {side}], got shape {list(images.shape)}")
-        if text.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"text: expected int64 token ids, got {str(text.dtype).removeprefix('torch.')}")
-        if text.dim() != 2 or text.shape[1] != self.config.text.context_length:
-            length = self.config.text.context_length
-            raise ValueError(f"text: expected [B, context_length = {length}], got shape {list(text.shape)}")
-        if images.shape[0] != text.shape[0]:
-            raise ValueError(f"text: expected {images.shape[0]} captions (one an image), got {text.shape[0]}")
+        checked = check_tensor("images", images, layout=f"[B, 3, {side}, {side}]")
+        check_shape("images", checked, [checked.shape[0], 3, side, side], f"[B, 3, {side}, {side}]")
+        check_same_device("images", checked, "the model", self.logit_scale)
+        check_same_dtype("images", checked, "the model", self.visual_projection.weight)
+
+    def _check_text(self, text: object) -> None:
+        length = self.config.text.context_length
+        layout = f"[B, context_length = {length}]"
+        checked = check_tensor("text", text, layout=layout, dtypes=(torch.int64, torch.int32))
+        check_shape("text", checked, [checked.shape[0], length], layout)
+        check_same_device("text", checked, "the model", self.logit_scale)

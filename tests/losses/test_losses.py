@@ -2,12 +2,13 @@
 
 import inspect
 import math
+import warnings
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from mlip_kernels.nn.losses import ClipLoss, SigLipLoss, TokenContrastiveLoss
+from mlip_kernels.nn.losses import ClipLoss, SigLipLoss, TokenContrastiveLoss, gather
 from mlip_kernels.ops.contrastive import token_logits
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients
 
@@ -260,8 +261,8 @@ def test_bad_features_are_named(kind, image, text, error, message):
     [
         ({"text_tokens": torch.zeros(3, 5, 4)}, ValueError, "text_tokens: expected one text an image, B = 2, got 3"),
         ({"text_tokens": torch.zeros(2, 5, 3)}, ValueError, "text_tokens: expected"),
-        ({"logit_scale": "1"}, TypeError, "scale: expected"),
-        ({"logit_bias": torch.zeros(2)}, ValueError, "bias: expected"),
+        ({"logit_scale": "1"}, TypeError, "^logit_scale: expected"),
+        ({"logit_bias": torch.zeros(2)}, ValueError, "^logit_bias: expected"),
         ({"text_mask": torch.ones(2, 5)}, TypeError, "text_mask: expected"),
         ({"image_weight": torch.ones(2, 5)}, ValueError, "image_weight: expected"),
         (
@@ -275,6 +276,43 @@ def test_bad_tokens_are_named(change, error, message):
     good = {"image_tokens": torch.zeros(2, 6, 4), "text_tokens": torch.zeros(2, 5, 4), "logit_scale": 1.0}
     with pytest.raises(error, match=message):
         TokenContrastiveLoss()(**{**good, **change})
+
+
+@pytest.mark.parametrize("kind", [ClipLoss, SigLipLoss, TokenContrastiveLoss])
+def test_features_of_two_dtypes_are_named_where_autocast_does_not_join_them(kind):
+    image, text = torch.randn(2, 6, 4), torch.randn(2, 5, 4)
+    if kind is not TokenContrastiveLoss:
+        image, text = image[:, 0], text[:, 0]
+    message = r"^text_\w+: expected dtype torch.float32 \(that of image_\w+\), got torch.bfloat16"
+    with pytest.raises(TypeError, match=message):
+        kind()(image, text.bfloat16(), 1.0, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        kind()(image, text.bfloat16(), 1.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", [ClipLoss, SigLipLoss, TokenContrastiveLoss])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_scale_and_bias_are_any_tensor_of_one_element(kind, shape):
+    inputs = tokens(dtype=torch.bfloat16)[0] if kind is TokenContrastiveLoss else features(dtype=torch.bfloat16)
+    scale, bias = torch.full(shape, 3.0, requires_grad=True), torch.full(shape, -1.0)
+    assert_identical(kind()(*inputs[:2], scale, bias), kind()(*inputs[:2], torch.tensor(3.0), torch.tensor(-1.0)))
+    kind()(*inputs[:2], scale, bias).backward()
+    assert scale.grad.shape == shape
+
+
+@pytest.mark.parametrize("kind", [ClipLoss, SigLipLoss, TokenContrastiveLoss])
+def test_a_local_loss_in_a_group_of_several_processes_warns_once(kind, monkeypatch):
+    monkeypatch.setattr(gather, "_warned", set())
+    loss = kind()
+    monkeypatch.setattr(gather.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(gather.dist, "get_world_size", lambda: 4)
+    inputs = tokens()[0] if kind is TokenContrastiveLoss else features()
+    with pytest.warns(UserWarning, match=r"own process only, but the process group has 4.*world_size=torch"):
+        loss(*inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(*inputs)
+        kind()
 
 
 @pytest.mark.parametrize("kind", [ClipLoss, SigLipLoss, TokenContrastiveLoss])

@@ -206,7 +206,7 @@ def test_logit_scales_stay_between_one_and_a_hundred():
         (torch.randn(2, 3, 32, 32), torch.ones(2, 9).long(), ValueError, "images: expected .B, 3, 48, 48."),
         (torch.randn(2, 3, 48, 48), torch.ones(2, 8).long(), ValueError, "text: expected .B, context_length = 9."),
         (torch.randn(2, 3, 48, 48), torch.ones(3, 9).long(), ValueError, "text: expected 2 captions"),
-        (torch.randn(2, 3, 48, 48), torch.ones(2, 9), TypeError, "text: expected int64"),
+        (torch.randn(2, 3, 48, 48), torch.ones(2, 9), TypeError, "text: expected dtype int64"),
     ],
 )
 def test_a_wrong_batch_is_named(images, text, error, message):

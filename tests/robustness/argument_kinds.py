@@ -94,7 +94,7 @@ class Choice(Kind):
     choices: tuple[Any, ...]
 
     def accepts(self, label: str, value: Any) -> bool:
-        return value is None and None in self.choices or isinstance(value, str) and value in self.choices
+        return (value is None or isinstance(value, str)) and value in self.choices
 
     def values(self) -> dict[str, Any]:
         return {f"choice {choice}": choice for choice in self.choices}

@@ -25,7 +25,6 @@ from argument_kinds import (
 from torch import nn
 
 import mlip_kernels as mk
-
 from mlip_kernels import nn as modules
 from mlip_kernels.nn import spectral
 from mlip_kernels.nn.granularity import three_way_plan
@@ -107,9 +106,7 @@ TOKEN_SIDES = {
 FUNCTIONS = {
     "dct": Call(mk.dct, DCT),
     "idct": Call(mk.idct, DCT),
-    "rfft": Call(
-        mk.rfft, {"x": (X, ALONE), **SPECTRAL, "norm": NORM, "out": (None, Instance(optional=True))}
-    ),
+    "rfft": Call(mk.rfft, {"x": (X, ALONE), **SPECTRAL, "norm": NORM, "out": (None, Instance(optional=True))}),
     "irfft": Call(
         mk.irfft,
         {
@@ -214,12 +211,8 @@ FUNCTIONS = {
             "overall": (False, FLAG),
         },
     ),
-    "merge_schedule": Call(
-        mk.merge_schedule, {"r": (8, Rate()), "depth": (12, SIZE)}
-    ),
-    "merge_schedule, rising": Call(
-        mk.merge_schedule, {"r": ((8, 0.5), Rate()), "depth": (12, SIZE)}
-    ),
+    "merge_schedule": Call(mk.merge_schedule, {"r": (8, Rate()), "depth": (12, SIZE)}),
+    "merge_schedule, rising": Call(mk.merge_schedule, {"r": ((8, 0.5), Rate()), "depth": (12, SIZE)}),
     "token_counts": Call(
         mk.token_counts, {"schedule": ([8, 8], Numbers(Integer(0))), "tokens": (196, Integer(0, LARGEST_SIZE))}
     ),
@@ -237,12 +230,8 @@ FUNCTIONS = {
 
 ANY_WIDTH = Tensors(free=(*batch_axes(2), "nothing along 2"))
 PLANS = {
-    "MergePlan.merge": Call(
-        mk.MergePlan.merge, {"x": (X, ANY_WIDTH), "size": (SIZES, COUNT)}, lambda: PLAN.merge
-    ),
-    "MergePlan.unmerge": Call(
-        mk.MergePlan.unmerge, {"y": (floats(2, 4, 4), ANY_WIDTH)}, lambda: PLAN.unmerge
-    ),
+    "MergePlan.merge": Call(mk.MergePlan.merge, {"x": (X, ANY_WIDTH), "size": (SIZES, COUNT)}, lambda: PLAN.merge),
+    "MergePlan.unmerge": Call(mk.MergePlan.unmerge, {"y": (floats(2, 4, 4), ANY_WIDTH)}, lambda: PLAN.unmerge),
     "MergePlan.track": Call(
         mk.MergePlan.track,
         {"origin": (PLAN.assignment, Tensors((torch.int64,), optional=True, free=(*batch_axes(1), "nothing along 1")))},
@@ -274,12 +263,11 @@ CLIP = {
 FEATURES = Tensors(same_dtype=True)
 SCALARS = {"logit_scale": (2.0, Scalar()), "logit_bias": (0.5, Scalar(optional=True)), "output_dict": (False, FLAG)}
 SIDES = {"image_features": (LOGITS, FEATURES), "text_features": (LOGITS, FEATURES)}
+MODULE_TOKENS = Tensors(free=batch_axes(0), same_dtype=True)
 GRID_23 = ((2, 3), grid(None, optional=False))
 MODULES = {
     "AttentionPool": constructor(modules.AttentionPool, dim=(4, SIZE)),
-    "AttentionPool.forward": forward(
-        modules.AttentionPool(4), x=(X, Tensors()), weight=(SIZES, WEIGHT)
-    ),
+    "AttentionPool.forward": forward(modules.AttentionPool(4), x=(X, Tensors()), weight=(SIZES, WEIGHT)),
     "ClipLoss": constructor(modules.ClipLoss, **CLIP),
     "ClipLoss.forward": forward(modules.ClipLoss(), **SIDES, **SCALARS),
     "SigLipLoss": constructor(
@@ -294,7 +282,11 @@ MODULES = {
         modules.TokenContrastiveLoss(),
         image_tokens=(X, Tensors(same_dtype=True, free=batch_axes())),
         text_tokens=(WORDS[:2], Tensors(same_dtype=True)),
-        **{**TOKEN_SIDES, "text_mask": (torch.ones(2, 5, dtype=torch.bool), MASK), "text_weight": (torch.ones(2, 5), WEIGHT)},
+        **{
+            **TOKEN_SIDES,
+            "text_mask": (torch.ones(2, 5, dtype=torch.bool), MASK),
+            "text_weight": (torch.ones(2, 5), WEIGHT),
+        },
         **SCALARS,
     ),
     "SpectralFilter": constructor(
@@ -330,12 +322,14 @@ MODULES = {
         filters=(2, SIZE),
     ),
     "FrequencyStage.forward": forward(
-        modules.FrequencyStage(4, (2, 3), 1), x=(X, Tensors(free=batch_axes(0), same_dtype=True)), grid=((2, 3), grid(6, optional=True))
+        modules.FrequencyStage(4, (2, 3), 1),
+        x=(X, MODULE_TOKENS),
+        grid=((2, 3), grid(6, optional=True)),
     ),
     "FilterBank": constructor(spectral.FilterBank, dim=(4, SIZE), grid=GRID_23, filters=(2, SIZE)),
-    "FilterBank.forward": forward(spectral.FilterBank(4, (2, 3), 2), x=(X, Tensors(free=batch_axes(0), same_dtype=True))),
+    "FilterBank.forward": forward(spectral.FilterBank(4, (2, 3), 2), x=(X, MODULE_TOKENS)),
     "ComplexMLP": constructor(spectral.ComplexMLP, dim=(4, SIZE), grid=GRID_23),
-    "ComplexMLP.forward": forward(spectral.ComplexMLP(4, (2, 3)), x=(X, Tensors(free=batch_axes(0), same_dtype=True))),
+    "ComplexMLP.forward": forward(spectral.ComplexMLP(4, (2, 3)), x=(X, MODULE_TOKENS)),
 }
 
 CALLS = FUNCTIONS | PLANS | MODULES

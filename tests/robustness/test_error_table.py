@@ -14,17 +14,21 @@ import numpy as np
 import pytest
 import torch
 from argument_kinds import GENERIC, Integer, Kind, Number, plain, wrong_and_right
-from public_calls import CALLS, Call
+from public_calls import CALLS as OPERATORS_AND_MODULES
+from public_calls import Call
+from public_models import CALLS as MODELS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mlip_kernels as mk
+from mlip_kernels import models
 from mlip_kernels import nn as modules
 from mlip_kernels.nn import spectral
 
-ELSEWHERE = {"MergePlan", "use_reference"}
-"""Public names without a row: the maps of a plan are checked by their values, and the last takes no argument."""
+ELSEWHERE = {"MergePlan", "use_reference", "MLIPFeatures"}
+"""Public names without a row: the maps of a plan are checked by their values, the others take or check nothing."""
 
+CALLS = OPERATORS_AND_MODULES | MODELS
 ROWS = [(row, argument) for row, call in CALLS.items() for argument in call.arguments]
 
 
@@ -75,16 +79,17 @@ def complaint(call: Call, name: str, label: str, value: Any) -> str | None:
 
 def public_signatures() -> dict[str, list[str]]:
     """Every public function, constructor and forward, with its arguments."""
-    found = {name: getattr(mk, name) for name in mk.__all__ if name not in ELSEWHERE}
-    for module in (modules, spectral):
+    found = {name: getattr(mk, name) for name in mk.__all__}
+    for module in (modules, spectral, models):
         for name in module.__all__:
             found[name] = getattr(module, name)
-            if inspect.isclass(found[name]):
+            if hasattr(found[name], "forward"):
                 found[f"{name}.forward"] = found[name].forward
     for name, method in inspect.getmembers(mk.MergePlan, inspect.isfunction):
         if not name.startswith("_"):
             found[f"MergePlan.{name}"] = method
-    return {name: [a for a in inspect.signature(f).parameters if a != "self"] for name, f in found.items()}
+    signatures = {name: inspect.signature(found[name]).parameters for name in found.keys() - ELSEWHERE}
+    return {name: [a for a in parameters if a != "self"] for name, parameters in signatures.items()}
 
 
 def test_every_public_argument_has_a_row():
@@ -128,6 +133,8 @@ def same(actual: Any, expected: Any) -> bool:
         return torch.equal(actual, expected)
     if isinstance(expected, (list, tuple)):
         return len(actual) == len(expected) and all(map(same, actual, expected))
+    if isinstance(expected, dict):
+        return same(list(actual.values()), list(expected.values()))
     if isinstance(expected, mk.MergePlan):
         return torch.equal(actual.assignment, expected.assignment)
     return actual == expected

@@ -196,6 +196,7 @@ def test_inference_mode():
         assert_identical(out, spectral.dct(X))
 
 
+SHARED = torch.empty(5, 7, 6)
 BAD_OUTPUT = [
     ("out", TypeError, lambda: spectral.dct(X, out=X.numpy())),
     ("out", TypeError, lambda: spectral.dct(X, out=X.double())),
@@ -210,6 +211,11 @@ BAD_OUTPUT = [
     ("out", TypeError, lambda: spectral.rfft(X, out=[torch.empty(2, 7, 6)])),
     ("out[1]", ValueError, lambda: spectral.rfft(X, out=(torch.empty(2, 7, 6), X))),
     ("out", ValueError, lambda: spectral.rfft(X, out=[torch.empty(2, 7, 6)] * 2)),
+    ("out", ValueError, lambda: spectral.rfft(X, out=(SHARED[:2], SHARED[1:3]))),
+    ("out", ValueError, lambda: spectral.rfft(X, out=(SHARED[:2], SHARED.as_strided((2, 7, 6), (84, 6, 1), 42)))),
+    ("out", ValueError, lambda: spectral.dct(X, out=torch.empty(200).as_strided((2, 13, 6), (1, 6, 1)))),
+    ("out", ValueError, lambda: spectral.dct(X, out=torch.empty(200).as_strided((2, 13, 6), (70, 5, 1)))),
+    ("out", ValueError, lambda: spectral.dct(X, out=torch.zeros_like(X)._neg_view())),
 ]
 
 
@@ -218,6 +224,13 @@ def test_bad_output_is_named(argument, error, call):
     with pytest.raises(error) as raised:
         call()
     assert str(raised.value).startswith(f"{argument}: ")
+
+
+def test_the_two_parts_of_a_complex_tensor_do_not_share_memory():
+    spectrum = torch.empty(2, 7, 6, dtype=torch.complex64)
+    spectral.rfft(X, out=(spectrum.real, spectrum.imag))
+    assert_identical(spectrum.real, spectral.rfft(X)[0])
+    assert_identical(spectrum.imag, spectral.rfft(X)[1])
 
 
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])

@@ -142,13 +142,13 @@ class TokenContrastiveLoss(PairedLoss):
                 there is no pair on any of them.
             RuntimeError: ``world_size`` is above 1 and there is no process group.
         """
-        weights = {"image_weight": image_weight, "text_weight": text_weight}
         checked = check_token_logits(
             image_tokens,
             text_tokens,
             image_mask=image_mask,
             text_mask=text_mask,
-            **weights,
+            image_weight=image_weight,
+            text_weight=text_weight,
             scale=logit_scale,
             bias=logit_bias,
             names=("logit_scale", "logit_bias"),
@@ -164,9 +164,17 @@ class TokenContrastiveLoss(PairedLoss):
         if sum(shards.rows) == 0:
             raise ValueError("batch size: expected at least one pair, got 0: the mean over no pairs is undefined")
 
-        masks = {"image_mask": checked.image_mask, "text_mask": checked.text_mask}
-        scalars = checked.scale, checked.bias
-        matrices = self.get_logits(image_tokens, text_tokens, *scalars, **masks, **weights, shards=shards)
+        matrices = self.get_logits(
+            image_tokens,
+            text_tokens,
+            checked.scale,
+            checked.bias,
+            image_mask=checked.image_mask,
+            text_mask=checked.text_mask,
+            image_weight=image_weight,
+            text_weight=text_weight,
+            shards=shards,
+        )
         labels = self.get_ground_truth(image_tokens.device, pairs, shards.of(self.rank).start)
         losses = [
             pair_cross_entropy(m, labels, directions="rows", label_smoothing=self.label_smoothing, reduction="sum")

@@ -113,7 +113,7 @@ class FrequencyStage(nn.Module):
         weight for it, the others cannot.
         """
         current = self.grid if grid is None else check_new_grid("grid", grid)
-        check_module_tokens(x, self.dim, current, self.blocks[0].norm1.weight)
+        check_module_tokens(x, self.dim, current, next(self.parameters()))
         other = None if current == self.grid else self._transformed(current)
         if other is not None and self.mixer != "filter":
             raise ValueError(f"grid: expected {self.grid} for mixer={self.mixer!r}, got {current}")

@@ -136,13 +136,13 @@ def check_token_logits(
         )
     check_same_device("text_tokens", texts, "image_tokens", images)
     check_same_dtype("text_tokens", texts, "image_tokens", images)
-    masks: list[Tensor | None] = []
+    masks: dict[str, Tensor | None] = {}
     for name, value, tokens, layout in (
         ("image_mask", image_mask, images, "[B, N]"),
         ("text_mask", text_mask, texts, "[C, M]"),
     ):
         shape = tokens.shape[:2]
-        masks.append(None if value is None else check_mask(name, value, shape, layout, "image_tokens", images))
+        masks[name] = None if value is None else check_mask(name, value, shape, layout, "image_tokens", images)
     for name, value, tokens, layout in (
         ("image_weight", image_weight, images, "[B, N]"),
         ("text_weight", text_weight, texts, "[C, M]"),
@@ -152,7 +152,8 @@ def check_token_logits(
             check_shape(name, weight, tokens.shape[:2], layout)
             check_same_device(name, weight, "image_tokens", images)
     return Checked(
-        *masks,
+        image_mask=masks["image_mask"],
+        text_mask=masks["text_mask"],
         scale=check_scalar(names[0], scale, "image_tokens", images),
         bias=None if bias is None else check_scalar(names[1], bias, "image_tokens", images),
     )

@@ -90,7 +90,7 @@ def pair_cross_entropy(
         else:
             loss = _forward(logits, labels, both, label_smoothing)[0]
     except (RuntimeError, IndexError) as failure:
-        # Labels are looked at where they are read, by kernels on the CPU and by the reference: nothing reads them twice.
+        # Kernels and reference look at labels where they read them, so that nobody has to read them twice.
         _raise_for_labels(labels, columns, failure)
         raise
     if reduction == "mean":

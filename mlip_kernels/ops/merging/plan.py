@@ -213,9 +213,9 @@ def merge_plan(
         guide_weight: factor of the guide; 0 switches it off.
         prefix_tokens: leading class and register tokens, 0 to N, that are neither sources nor targets.
         mask: ``[B, N]``, True for real tokens: booleans, or integers, of which 0 masks a token. A masked token is
-            neither source nor target and moves to the end of the output. A sample with fewer than r possible merges carries out those it has and drops padding for
-            the rest, so every sample shrinks by r; `MergePlan.mask` says which output tokens are real, and pass
-            it to the next `merge_plan`. A masked prefix token stays in its place.
+            neither source nor target and moves to the end of the output. A sample with fewer than r possible merges
+            carries out those it has and drops padding for the rest, so every sample shrinks by r; `MergePlan.mask` says
+            which output tokens are real, and pass it to the next `merge_plan`. A masked prefix token stays in place.
         max_merges: how many sources may merge into one target at most, ≥ 1; None for any number. Pairs are then carried
             out in the order of their scores, each if its source is still free and its target has room, until there are
             r; ties go to the lowest source, then to the lowest target. All targets tie for a source whose guide is so

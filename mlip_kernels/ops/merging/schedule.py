@@ -78,7 +78,7 @@ def keep_rate_schedule(
     return schedule
 
 
-def merge_schedule(r: int | tuple[int, float] | list[int], depth: int) -> list[int]:
+def merge_schedule(r: int | tuple[int, float] | Sequence[int], depth: int) -> list[int]:
     """r per block from the forms in which ToMe takes it.
 
     * an integer: the same r in every block;
@@ -89,21 +89,21 @@ def merge_schedule(r: int | tuple[int, float] | list[int], depth: int) -> list[i
     A tuple is always a pair, a list always one r per block. What a block cannot merge, `merge_plan` clamps.
     """
     depth = _check_depth(depth)
-    inflection = 0.0
     if isinstance(r, tuple):
         if len(r) != 2:
             raise ValueError(f"r: expected a pair (r, inflection), a list or an integer, got {shown(r)}")
-        r, inflection = check_integer("r[0]", r[0], minimum=0), check_number("r[1]", r[1], minimum=-1.0, maximum=1.0)
+        each, inflection = check_integer("r[0]", r[0], minimum=0), check_number("r[1]", r[1], minimum=-1.0, maximum=1.0)
     elif sequence_of(r) is not None:
         given = check_integers("r", r, minimum=0)
         if len(given) > depth:
             raise ValueError(f"r: expected at most one entry for each of the {depth} blocks, got {len(given)}")
         return given + [0] * (depth - len(given))
-    r = check_integer("r", r, minimum=0)
+    else:
+        each, inflection = check_integer("r", r, minimum=0), 0.0
     if depth == 1:
-        return [r]
-    first = int(r * (1.0 - inflection))
-    slope = 2 * (r - first) / (depth - 1)
+        return [each]
+    first = int(each * (1.0 - inflection))
+    slope = 2 * (each - first) / (depth - 1)
     return [int(first + slope * block) for block in range(depth)]
 
 

@@ -160,12 +160,12 @@ def _share_memory(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors of one shape may share an element; the two parts of a complex tensor do not."""
     if first is second:
         return True
-    if torch.compiler.is_compiling() or not torch._C._is_alias_of(first, second):
+    if torch.compiler.is_compiling() or not torch._C._is_alias_of(first, second):  # type: ignore[attr-defined]
         return False
-    apart = abs(first.storage_offset() - second.storage_offset())
+    apart = abs(int(first.storage_offset()) - int(second.storage_offset()))
     if first.stride() == second.stride():
         return apart == 0 or may_overlap(first, (2, apart))
-    earlier = min(first, second, key=Tensor.storage_offset)
+    earlier = first if first.storage_offset() < second.storage_offset() else second
     return apart <= sum(stride * (length - 1) for stride, length in zip(earlier.stride(), earlier.shape, strict=True))
 
 
