@@ -1,4 +1,4 @@
-# make test | train | lint | format | bench | gpu-report | gpu-table | clean
+# make test | train | fuzz | lint | format | bench | gpu-report | gpu-table | clean
 #
 # The first target that needs it makes .venv: torch first (kept if it is there already), then this package with its
 # extras. It is made again only when pyproject.toml, setup.py or a C++ or CUDA source changes. Variables:
@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f)
 STYLED := $(shell find csrc tests/gpu -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
-.PHONY: test train lint format bench gpu-report gpu-table clean
+.PHONY: test train fuzz lint format bench gpu-report gpu-table clean
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
@@ -33,6 +33,10 @@ gpu-report: $(VENV)/.installed
 
 gpu-table: $(VENV)/.installed
 	PYTHONPATH=tests/gpu $(BIN)/python -m gates --update
+
+# 50,000 generated inputs; ARGS="--seed 1" for others, ARGS="--keep-going" to see all that fail
+fuzz: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python -m robustness.fuzz --inputs 50000 $(ARGS)
 
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .

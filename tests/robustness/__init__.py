@@ -1,0 +1,1 @@
+"""What must not break the package: generated input, damaged files, killed processes."""
