@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mlip_kernels import token_energy
 from mlip_kernels.nn.guidance import GUIDES, Guide, GuideContext, both, spatial
-from mlip_kernels.nn.merging_blocks import MergeRule, MergeState
+from mlip_kernels.nn.merging_blocks import MergeRule, MergeState, MergeStep
 from mlip_kernels.patch import timm as patch
 from mlip_kernels.testing import assert_close, assert_identical
 
@@ -95,9 +95,9 @@ def test_a_merging_block_computes_what_timms_does(name: str, changed: dict[str, 
     tokens = torch.randn(2, 9, 48, dtype=torch.float64)
     wanted = [block(tokens) for block in model.blocks]
     patch.apply(model)
-    state = MergeState(tokens, torch.ones(2, 9))
-    for block, tokens in zip(model.blocks, wanted, strict=True):
-        assert_close(block(state, amount=0, rule=rule(model)).tokens, tokens)
+    step = MergeStep(MergeState(tokens, torch.ones(2, 9)), 0, rule(model))
+    for block, output in zip(model.blocks, wanted, strict=True):
+        assert_close(block(tokens, merging=step), output)
 
 
 def in_equal_pairs(x: Tensor, prefix_tokens: int) -> Tensor:
