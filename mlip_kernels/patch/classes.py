@@ -80,7 +80,7 @@ def _original(kind: type[nn.Module], originals: Table) -> type[nn.Module]:
     if kind in originals:
         return originals[kind]
     if "_unpatched" in vars(kind):
-        return kind._unpatched  # type: ignore[attr-defined, no-any-return]
+        return kind._unpatched  # type: ignore[attr-defined]
     if _is_sharded(kind):
         return _rebased(kind, tuple(_original(b, originals) if issubclass(b, nn.Module) else b for b in kind.__bases__))
     return kind
@@ -105,8 +105,8 @@ def _rebased(kind: type[nn.Module], bases: tuple[type, ...]) -> type[nn.Module]:
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """Copy and pickle by classes that can be imported; the one of `_joined` was made while running."""
-    kind = next(kind for kind in type(module).__mro__ if "_unpatched" in vars(kind))
-    _, _, *rest = super(kind, module).__reduce_ex__(protocol)  # type: ignore[misc]
+    kind: type[Any] = next(kind for kind in type(module).__mro__ if "_unpatched" in vars(kind))
+    _, _, *rest = super(kind, module).__reduce_ex__(protocol)
     return (_remade, kind.__bases__, *rest)
 
 

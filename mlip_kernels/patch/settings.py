@@ -117,10 +117,10 @@ def changed(settings: Merging, depth: int, patches: int, changes: Mapping[str, A
     if "guide" in changes:
         kept["energy_cutoff"] = None
     if {"r", "keep_rate", "layers", "overall"} & set(changes):
-        new = checked(depth, patches, **(kept | changes))
+        new = checked(depth, patches, **{**kept, **changes})
         warn_of_surprises(new, depth, patches)
         return new
-    return checked(max(depth, settings.depth), patches, **(kept | changes))
+    return checked(max(depth, settings.depth), patches, **{**kept, **changes})
 
 
 def warn_of_surprises(settings: Merging, depth: int, patches: int) -> None:

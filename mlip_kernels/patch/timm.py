@@ -130,7 +130,7 @@ def apply(
     )  # what it refuses is refused before any change
     warn_of_surprises(settings, len(vit.blocks), vit.patch_embed.num_patches)
     for block in map(unwrapped, vit.blocks):
-        exchange(unwrapped(block.attn), ATTENTIONS)
+        exchange(_attention(block), ATTENTIONS)
         exchange(block, BLOCKS)
     exchange(vit, MODELS)
     cast(MergingModel, vit).merging = settings
@@ -149,7 +149,7 @@ def remove(model: nn.Module) -> nn.Module:
     for vit in found.values():
         if isinstance(vit, MergingModel):
             for block in map(unwrapped, vit.blocks):
-                restore(unwrapped(block.attn), ATTENTIONS)
+                restore(_attention(block), ATTENTIONS)
                 restore(block, BLOCKS)
             del vit.merging
             restore(vit, MODELS)
@@ -217,8 +217,9 @@ def _check_parts(vit: VisionTransformer) -> None:
         why = ", in which it is not known where tokens can merge"
         _check_part(where, block, BLOCKS, ("__call__", "forward"), "a timm Block or ResPostBlock", why)
         why = ", which may read positions or keys that merging changes"
-        attention = unwrapped(block.attn)
-        _check_part(f"{where}.attn", attention, ATTENTIONS, ("__call__", "forward"), "timm.layers.Attention", why)
+        _check_part(
+            f"{where}.attn", _attention(block), ATTENTIONS, ("__call__", "forward"), "timm.layers.Attention", why
+        )
 
 
 def _check_part(where: str, module: nn.Module, table: Table, replaced: Sequence[str], wanted: str, why: str) -> None:
@@ -235,6 +236,10 @@ def _check_part(where: str, module: nn.Module, table: Table, replaced: Sequence[
             f"{where}: expected the methods of its class, got a module with its own {', '.join(own)}; apply the patch "
             "before they are replaced"
         )
+
+
+def _attention(block: nn.Module) -> nn.Module:
+    return unwrapped(cast(nn.Module, block.attn))
 
 
 def _merges(block: nn.Module) -> bool:
