@@ -47,7 +47,14 @@ KERNELS = {
     "token_logits": (mk.token_logits, IMAGE, TEXT),
     "pair_cross_entropy": (mk.pair_cross_entropy, SQUARE),
 }
-PYTORCHS = {"proportional_attention", "ClipLoss", "SigLipLoss", "TokenContrastiveLoss", "FrequencyStage", "AttentionPool"}
+PYTORCHS = {
+    "proportional_attention",
+    "ClipLoss",
+    "SigLipLoss",
+    "TokenContrastiveLoss",
+    "FrequencyStage",
+    "AttentionPool",
+}
 """Computed with PyTorch's attention, matrix products and sums, which may split their work by the number of threads."""
 
 NO_TENSORS = {"keep_rate_schedule", "merge_layers", "merge_schedule", "token_counts", "use_reference"}

@@ -103,6 +103,8 @@ def kth_bipartite_soft_matching(metric: Tensor, k: int) -> Matching:
     check_tokens("metric", metric)
     if check_integer("k", k, minimum=0) <= 1:
         return do_nothing, do_nothing
+    if k > metric.shape[1]:
+        raise ValueError(f"k: expected at most the {metric.shape[1]} tokens of metric, got {k}: no token would be left")
     tokens = metric.shape[1] // k * k
     rows = torch.arange(tokens, device=metric.device).expand(metric.shape[0], tokens).unflatten(1, (-1, k))
     sources, targets = rows[:, :, :-1].flatten(1), rows[:, :, -1]

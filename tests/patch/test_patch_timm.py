@@ -6,17 +6,18 @@ from typing import Any
 
 import pytest
 import timm
+import tiny_vit
 import torch
 from timm.models.vision_transformer import Block, ParallelThingsBlock, ResPostBlock, VisionTransformer
+from tiny_vit import images
 from torch import Tensor, nn
 
 from mlip_kernels import token_energy
 from mlip_kernels.nn.guidance import GUIDES, Guide, GuideContext, both, spatial
-from mlip_kernels.nn.merging_blocks import MergeRule, MergeState
+from mlip_kernels.nn.merging_blocks import MergeRule, MergeState, MergeStep
 from mlip_kernels.patch import timm as patch
 from mlip_kernels.testing import assert_close, assert_identical
 
-TINY: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 64, "num_classes": 7}
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit_small_patch16_224": {},
     "vit_base_patch32_clip_224": {"patch_size": 16},  # norm before the blocks
@@ -48,22 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def perturbed(model: nn.Module) -> nn.Module:
-    """Parameters that start at 0 or 1 hide what is left out."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return model.eval()
-
-
 def tiny(name: str = "vit_small_patch16_224", **changed: Any) -> nn.Module:
-    torch.manual_seed(1)
-    return perturbed(timm.create_model(name, **(TINY | FAMILIES[name] | changed)))
-
-
-def images(batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    return tiny_vit.tiny(name, **(FAMILIES[name] | changed))
 
 
 def rule(model: nn.Module, **changed: Any) -> MergeRule:
@@ -95,9 +82,9 @@ def test_a_merging_block_computes_what_timms_does(name: str, changed: dict[str, 
     tokens = torch.randn(2, 9, 48, dtype=torch.float64)
     wanted = [block(tokens) for block in model.blocks]
     patch.apply(model)
-    state = MergeState(tokens, torch.ones(2, 9))
-    for block, tokens in zip(model.blocks, wanted, strict=True):
-        assert_close(block(state, amount=0, rule=rule(model)).tokens, tokens)
+    step = MergeStep(MergeState(tokens, torch.ones(2, 9)), 0, rule(model))
+    for block, output in zip(model.blocks, wanted, strict=True):
+        assert_close(block(tokens, merging=step), output)
 
 
 def in_equal_pairs(x: Tensor, prefix_tokens: int) -> Tensor:

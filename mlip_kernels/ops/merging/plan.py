@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mlip_kernels.ops.arguments import (
@@ -25,6 +26,7 @@ from mlip_kernels.ops.arguments import (
 )
 from mlip_kernels.ops.merging.plan_checks import check_maps
 from mlip_kernels.ops.merging.primitives import primitives
+from mlip_kernels.ops.merging.threshold import extended, match_above
 from mlip_kernels.reference import merging as reference
 
 COUNTS = (*FLOATING, *INTEGERS)
@@ -35,6 +37,7 @@ class MergePlan:
     """Which tokens merge, of N = `tokens` into N' = `merged_tokens`; made by `merge_plan`.
 
     Output order: prefix tokens, unmerged sources, targets, padding, each ascending; with ``r == 0`` nothing moves.
+    `in_original_order` is the same plan in the order of the input.
     All tensors lie on the device of the metric. A plan can be pickled, and crosses ``torch.compile`` and
     ``torch.utils.checkpoint``.
 
@@ -49,7 +52,7 @@ class MergePlan:
     """
 
     assignment: Tensor
-    """``[B, N]`` int64, the source map: the output token that every input token went to."""
+    """``[B, N]`` int64, the source map: the output token that every input token went to. N + `padding` columns."""
     kept: Tensor
     """``[B, N']`` int64: the input token that every output token starts from."""
     removed: Tensor
@@ -62,9 +65,13 @@ class MergePlan:
     """``[B, N]`` bool, True for masked input tokens that have no output token any more; None without a mask."""
     size: Tensor | None = None
     """``[B, N]`` float32: the sizes `merge` uses if it is given none; None means ones."""
+    padding: int = 0
+    """Rows of padding that `merge` appends to its input, where samples merge different numbers of tokens (``threshold``
+    of `merge_plan`). The maps, `dropped` and `size` count them as tokens N, N + 1, …, whose mask is False."""
 
     def __post_init__(self) -> None:
         check_maps(self.assignment, self.kept, self.removed, self.mask, self.dropped)
+        check_integer("padding", self.padding, minimum=0, maximum=self.assignment.shape[1])
         check_integer("prefix_tokens", self.prefix_tokens, minimum=0, maximum=self.tokens)
         if self.size is not None:
             check_size(self.size, self.assignment.shape, "assignment", self.assignment)
@@ -83,17 +90,19 @@ class MergePlan:
         mask: Tensor | None = None,
         dropped: Tensor | None = None,
         size: Tensor | None = None,
+        padding: int = 0,
     ) -> MergePlan:
         """A plan of maps that are right because they come from a matching: nobody has to look at them."""
         plan = object.__new__(cls)
-        for name, value in zip(_FIELDS, (assignment, kept, removed, prefix_tokens, mask, dropped, size), strict=True):
+        values = assignment, kept, removed, prefix_tokens, mask, dropped, size, padding
+        for name, value in zip(_FIELDS, values, strict=True):
             object.__setattr__(plan, name, value)
         return plan
 
     @property
     def tokens(self) -> int:
-        """Number of input tokens N, prefix and padding included."""
-        return self.assignment.shape[1]
+        """Number of input tokens N, prefix and masked ones included."""
+        return self.assignment.shape[1] - self.padding
 
     @property
     def merged_tokens(self) -> int:
@@ -102,8 +111,46 @@ class MergePlan:
 
     @property
     def r(self) -> int:
-        """By how many tokens the sequence gets shorter: the r that was asked for, after its clamp."""
-        return self.removed.shape[1]
+        """By how many tokens the sequence gets shorter: the r that was asked for, after its clamp and its threshold."""
+        return self.tokens - self.merged_tokens
+
+    @property
+    def positions(self) -> Tensor:
+        """``[B, N']`` int64: the input token that each output token starts from, always a row of the input.
+
+        Where `mask` is False it says nothing. ``positional.gather(1, ...)`` with it is the row of a table for every
+        output token; the mean over all tokens that it stands for is ``plan.merge(positional)``.
+        """
+        return self.kept.clamp(max=self.tokens - 1) if self.padding else self.kept
+
+    def original_order(self) -> Tensor:
+        """``[B, N']`` int64: the output tokens sorted by where they start in the input, padding at the end.
+
+        ``y.gather(1, order[..., None].expand_as(y))`` sorts merged tokens; `in_original_order` is the plan for them.
+        """
+        key = self.kept
+        if self.mask is not None:
+            behind = torch.arange(self.merged_tokens, device=key.device) >= self.prefix_tokens
+            key = key + self.assignment.shape[1] * (behind & ~self.mask)
+        return key.argsort(dim=1, stable=True)
+
+    def in_original_order(self) -> MergePlan:
+        """The same merges, with output tokens in the order of the input tokens they start from.
+
+        A target keeps its place and tokens that merged into it are gone, so that rows of an image stay rows: what dense
+        heads and causal layers need. Prefix tokens stay first, padding stays last.
+        """
+        order = self.original_order()
+        return self._made(
+            assignment=order.argsort(dim=1).gather(1, self.assignment),
+            kept=self.kept.gather(1, order),
+            removed=self.removed,
+            prefix_tokens=self.prefix_tokens,
+            mask=None if self.mask is None else self.mask.gather(1, order),
+            dropped=self.dropped,
+            size=self.size,
+            padding=self.padding,
+        )
 
     def merge(self, x: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Size-weighted mean of the tokens that share an output token.
@@ -127,8 +174,10 @@ class MergePlan:
         if size is None:
             size = self.size
         else:
-            check_size(size, self.assignment.shape, "x", x)
+            check_size(size, (self.assignment.shape[0], self.tokens), "x", x)
+            size = F.pad(size.to(torch.float32), (0, self.padding)) if self.padding else size
         size = None if size is None else size.to(torch.float32)
+        x = F.pad(x, (0, 0, 0, self.padding)) if self.padding else x
         return primitives().merge(x, size, self._matching())
 
     def unmerge(self, y: Tensor) -> Tensor:
@@ -138,7 +187,8 @@ class MergePlan:
         ``unmerge(merge(x))`` replaces every token by the mean of its group. Saved for backward: the plan.
         """
         self._check_rows("y", y, self.merged_tokens, "[B, N', C]")
-        return primitives().unmerge(y, self._matching())
+        x = primitives().unmerge(y, self._matching())
+        return x[:, : self.tokens] if self.padding else x
 
     def track(self, origin: Tensor | None = None) -> Tensor:
         """Follow original positions through this plan: ``[B, N0]`` int64, original position to output token.
@@ -149,7 +199,7 @@ class MergePlan:
         Values outside ``[0, N)`` are an error of torch's gather.
         """
         if origin is None:
-            return self.assignment
+            return self.assignment[:, : self.tokens] if self.padding else self.assignment
         check_tensor("origin", origin, layout="[B, N0]", dtypes=(torch.int64,))
         check_shape("origin", origin, (self.assignment.shape[0], origin.shape[1]), "[B, N0]")
         check_same_device("origin", origin, "the plan", self.assignment)
@@ -164,10 +214,16 @@ class MergePlan:
         if not isinstance(plan, MergePlan):
             raise TypeError(f"plan: expected a MergePlan, got {type(plan).__name__}")
         batch = self.assignment.shape[0]
-        check_shape("plan.assignment", plan.assignment, (batch, self.merged_tokens), "[B, N'] of this plan")
+        own = plan.track()
+        check_shape("plan.assignment", own, (batch, self.merged_tokens), "[B, N'] of this plan")
         check_same_device("plan", plan.assignment, "this plan", self.assignment)
-        assignment, kept, removed, mask, dropped = reference.composed(self._matching(), plan._matching())
-        return self._made(assignment, kept, removed, self.prefix_tokens, mask, dropped, self.size)
+        first, size = self._matching(), self.size
+        if plan.padding:
+            first = extended(first, plan.padding)
+            size = None if size is None else F.pad(size, (0, plan.padding))
+        assignment, kept, removed, mask, dropped = reference.composed(first, plan._matching())
+        padding = self.padding + plan.padding
+        return self._made(assignment, kept, removed, self.prefix_tokens, mask, dropped, size, padding)
 
     def _matching(self) -> reference.Matching:
         return reference.Matching(self.assignment, self.kept, self.removed, self.mask, self.dropped)
@@ -191,6 +247,7 @@ def merge_plan(
     prefix_tokens: int = 1,
     mask: Tensor | None = None,
     max_merges: int | None = None,
+    threshold: float | None = None,
 ) -> MergePlan:
     """Choose r pairs of similar tokens to merge, by even/odd bipartite matching.
 
@@ -221,6 +278,16 @@ def merge_plan(
             r; ties go to the lowest source, then to the lowest target. All targets tie for a source whose guide is so
             large that it swallows the cosines. It keeps a flat image, whose tokens are all alike, from collapsing into
             one token. A limit below r runs in plain PyTorch, with a matrix of scores.
+        threshold: cosine similarity in [−1, 1] below which two tokens do not merge; None for no limit. Such a pair is
+            never carried out, whatever its score, and the r best of the others are; a cosine that equals the threshold
+            merges. It is the cosine that is compared, in float32, not the score: a guide decides which pairs come
+            first, not whether they are alike. Samples then merge different numbers of tokens, at most r. The sequence
+            gets shorter by what every sample can spare, tokens that merge and masked ones: ``plan.r``. What a sample
+            can spare beyond becomes padding at its end (masked tokens, or rows of zeros), with `MergePlan.mask` False
+            and size 0 there as for any mask, to be passed on like any. Reading the numbers waits for the device once.
+            What is traced (``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``vmap``) cannot know them: the
+            sequence keeps its length, and the real tokens are the same. Runs in plain PyTorch, with a matrix of
+            cosines.
 
     Returns:
         The plan. No gradient flows to metric or guide: a choice has none.
@@ -251,9 +318,15 @@ def merge_plan(
         max_merges = check_integer("max_merges", max_merges, minimum=1)
         if max_merges >= r:
             max_merges = None
-    matching = primitives().match(metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)
+    padding = 0
+    if threshold is None:
+        matching = primitives().match(metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)
+    else:
+        threshold = check_number("threshold", threshold, minimum=-1.0, maximum=1.0)
+        matching, padding = match_above(threshold, metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)
+        size = F.pad(size, (0, padding)) if size is not None and padding else size
     assignment, kept, removed, merged_mask, dropped = matching
-    return MergePlan._made(assignment, kept, removed, prefix_tokens, merged_mask, dropped, size)
+    return MergePlan._made(assignment, kept, removed, prefix_tokens, merged_mask, dropped, size, padding)
 
 
 def merge_tokens(
@@ -267,6 +340,7 @@ def merge_tokens(
     prefix_tokens: int = 1,
     mask: Tensor | None = None,
     max_merges: int | None = None,
+    threshold: float | None = None,
 ) -> tuple[Tensor, Tensor, MergePlan]:
     """Plan and merge in one call: ``(merged [B, N', C], size [B, N'] float32, plan)``.
 
@@ -285,6 +359,7 @@ def merge_tokens(
         prefix_tokens=prefix_tokens,
         mask=mask,
         max_merges=max_merges,
+        threshold=threshold,
     )
     merged, merged_size = plan.merge(x)
     return merged, merged_size, plan

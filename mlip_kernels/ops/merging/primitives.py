@@ -25,7 +25,7 @@ class Primitives(NamedTuple):
     """What plans are made of and applied by: the registered operators, or plain PyTorch."""
 
     match: Callable[..., Matching]
-    """``(metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)``; see `reference.match`."""
+    """``(metric, r, guide, guide_weight, prefix_tokens, mask, max_merges, threshold)``; see `reference.match`."""
     merge: Callable[[Tensor, Tensor | None, Matching], tuple[Tensor, Tensor]]
     """``(x, size, matching)``: the mean rows and their sizes; see `reference.merge`. Without sizes, every row is 1."""
     unmerge: Callable[[Tensor, Matching], Tensor]
@@ -48,6 +48,7 @@ def _plain_match(
     prefix_tokens: int,
     mask: Tensor | None,
     max_merges: int | None = None,
+    threshold: float | None = None,
 ) -> Matching:
     with torch.no_grad():
         return reference.match(
@@ -58,6 +59,7 @@ def _plain_match(
             prefix_tokens=prefix_tokens,
             mask=mask,
             max_merges=max_merges,
+            threshold=threshold,
         )
 
 
@@ -81,6 +83,7 @@ def _fake_match(
     prefix_tokens: int,
     mask: Tensor | None,
     max_merges: int | None = None,
+    threshold: float | None = None,
 ) -> tuple[Tensor, ...]:
     batch, tokens, _ = metric.shape
     rows = [metric.new_empty(batch, count, dtype=torch.int64) for count in (tokens, tokens - r, r)]
@@ -103,6 +106,12 @@ _match_capped = define(
     fake=_fake_match,
     kernels=False,
 )
+_match_above = define(
+    f"merging_match_above({_ARGUMENTS}, SymInt? max_merges, float threshold) -> {_MATCHING}",
+    reference=_reference_match,
+    fake=_fake_match,
+    kernels=False,
+)
 
 
 def _registered_match(
@@ -113,13 +122,17 @@ def _registered_match(
     prefix_tokens: int,
     mask: Tensor | None,
     max_merges: int | None = None,
+    threshold: float | None = None,
 ) -> Matching:
     r = min(r, (metric.shape[1] - prefix_tokens) // 2)
     if r == 0:
         return _plain_match(metric, r, guide, guide_weight, prefix_tokens, mask)
     guide = None if guide is None or guide_weight == 0 else guide.detach()
     arguments = metric.detach(), r, guide, guide_weight, prefix_tokens, mask
-    maps = _match(*arguments) if max_merges is None else _match_capped(*arguments, max_merges)
+    if threshold is not None:
+        maps = _match_above(*arguments, max_merges, threshold)
+    else:
+        maps = _match(*arguments) if max_merges is None else _match_capped(*arguments, max_merges)
     assignment, kept, removed, merged_mask, dropped = maps
     if mask is None:
         return Matching(assignment, kept, removed, None, None)

@@ -40,8 +40,12 @@ def match(
     prefix_tokens: int = 1,
     mask: Tensor | None = None,
     max_merges: int | None = None,
+    threshold: float | None = None,
 ) -> Matching:
-    """Pair the r best sources of ``metric [B, N, D]`` with their targets; see `mlip_kernels.merge_plan`."""
+    """Pair the r best sources of ``metric [B, N, D]`` with their targets; see `mlip_kernels.merge_plan`.
+
+    A ``threshold`` forbids pairs as a mask does, so every sample has to have masked tokens enough to drop instead.
+    """
     batch, tokens, _ = metric.shape
     r = min(r, max(tokens - prefix_tokens, 0) // 2)
     row = torch.arange(tokens, device=metric.device)
@@ -53,6 +57,8 @@ def match(
     sources = slice(prefix_tokens + prefix_tokens % 2, None, 2)
     targets = slice(prefix_tokens + 1 - prefix_tokens % 2, None, 2)
     cosine = _cosines(metric, sources, targets, mask)
+    if threshold is not None:
+        cosine = cosine.masked_fill(cosine < threshold, -torch.inf)
     penalty = None if guide is None or guide_weight == 0 else _penalty(guide[:, sources], guide_weight)
     if max_merges is None or max_merges >= r:
         similarity, best = cosine.max(dim=-1)
