@@ -55,13 +55,6 @@ PYTORCHS = {
     "FrequencyStage",
     "AttentionPool",
 }
-    "proportional_attention",
-    "ClipLoss",
-    "SigLipLoss",
-    "TokenContrastiveLoss",
-    "FrequencyStage",
-    "AttentionPool",
-}
 """Computed with PyTorch's attention, matrix products and sums, which may split their work by the number of threads."""
 
 NO_TENSORS = {"keep_rate_schedule", "merge_layers", "merge_schedule", "token_counts", "use_reference"}
