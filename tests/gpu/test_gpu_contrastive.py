@@ -49,7 +49,7 @@ def problem(b, n, c, m, d, *, dtype, masked=True, integers=True, seed=0):
         some = padding & (torch.rand(batch, count, generator=random) < 0.7)
         some[:, -1] |= torch.arange(batch) == 0  # one that is not padded
         some[batch // 2] = False
-        return some
+        return (some.to(torch.uint8) * 254).view(torch.bool)  # any byte but 0 is true
 
     sides = tokens(b, n), tokens(c, m)
     masks = [mask(b, n), mask(c, m)] if masked else [None, None]

@@ -48,7 +48,7 @@ def problem(b, n, c, m, d, *, dtype=torch.float32, masked=False, integers=False)
     def mask(batch, count):
         real = torch.rand(batch, count, generator=random) < 0.6
         real[batch // 2] = False
-        return real
+        return (real.to(torch.uint8) * 254).view(torch.bool)  # any byte but 0 is true
 
     sides = tokens(b, n), tokens(c, m)
     masks = [mask(b, n), mask(c, m)] if masked else [None, None]

@@ -22,8 +22,11 @@ KERNELS = ("merging_match_kernel", "merging_match_similarities_kernel", "merging
 
 
 def assert_plan_of_reference(cuda, metric, r, **options):
+    given = dict(options)
+    if (mask := given.get("mask")) is not None:
+        given["mask"] = (mask.to(torch.uint8) * 254).view(torch.bool)  # any byte but 0 is true
     with cuda:
-        placed = {key: cuda.put(value) if isinstance(value, torch.Tensor) else value for key, value in options.items()}
+        placed = {key: cuda.put(value) if isinstance(value, torch.Tensor) else value for key, value in given.items()}
         found = merge_plan(cuda.put(metric), r, **placed)
     with use_reference():
         expected = merge_plan(metric, r, **options)

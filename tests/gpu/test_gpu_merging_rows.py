@@ -63,9 +63,12 @@ def crowded(batch, tokens, r):
 
 
 def results(x, y, size, plan, put=torch.Tensor.detach):
-    """Everything that the operators compute from ``x [B, N, C]`` and ``y [B, N', C]``, and its gradients."""
+    """Everything that the operators compute from ``x [B, N, C]`` and ``y [B, N', C]``, and its gradients.
+
+    Masks have another byte than 1 for True: any but 0 is.
+    """
     maps = [put(one) for one in plan[:3]]
-    mask, dropped = (None if one is None else put(one) for one in plan[3:])
+    mask, dropped = (None if one is None else put((one.to(torch.uint8) * 254).view(torch.bool)) for one in plan[3:])
     x, y = put(x).requires_grad_(), put(y).requires_grad_()
     merged, merged_size, weight = OPERATORS.merging_merge(x, None if size is None else put(size), *maps, mask, dropped)
     spread = OPERATORS.merging_spread(y, None, *maps, dropped)
@@ -165,6 +168,18 @@ def test_long_sequences_and_crowded_rows(cuda, plan):
     batch, tokens = plan.assignment.shape
     x, y = random(batch, tokens, 8), random(batch, plan.kept.shape[1], 8, seed=1)
     assert_same_bits(cuda, x, y, sizes(batch, tokens), plan)
+
+
+@on_gpus
+@pytest.mark.parametrize("which", range(3), ids=["assignment", "kept", "removed"])
+def test_numbers_that_are_no_rows_lead_to_no_other_memory(cuda, which):
+    plan = matching(2, 21, 9, masked=True)
+    for number in (2**40, -1):
+        maps = [one.clone() for one in plan[:3]]
+        maps[which][1, 2] = number
+        with cuda:
+            found = results(random(2, 21, 8), random(2, 12, 8), sizes(2, 21), Matching(*maps, *plan[3:]), cuda.put)
+        assert_identical(found[0][0], expected(random(2, 21, 8), random(2, 12, 8), sizes(2, 21), plan)[0][0])
 
 
 @on_gpus
