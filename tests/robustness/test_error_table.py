@@ -29,6 +29,11 @@ ELSEWHERE = {"MergePlan", "use_reference", "MLIPFeatures"}
 """Public names without a row: the maps of a plan are checked by their values, the others take or check nothing."""
 
 CALLS = OPERATORS_AND_MODULES | MODELS
+VARYING = [
+    ("merge_plan", "guide_weight", (0.5, 0.25, 3)),
+    ("weighted_mean", "prefix_tokens", (0, 2, 1)),
+    ("token_logits", "scale", (1.5, 2.5, 3)),
+]
 ROWS = [(row, argument) for row, call in CALLS.items() for argument in call.arguments]
 
 
@@ -174,3 +179,19 @@ def test_a_mask_of_integers_is_the_mask_of_what_is_not_zero(row, argument, dtype
     numbers = torch.where(mask, torch.tensor([1, 2, -1 if dtype.is_signed else 255])[mask.cumsum(1) % 3], 0).to(dtype)
     assert same(call(**{argument: numbers}), call(**{argument: mask}))
     assert not same(call(**{argument: numbers}), call())
+
+
+@pytest.mark.parametrize(("row", "argument", "values"), VARYING)
+def test_checks_trace_numbers_that_vary(row, argument, values):
+    torch._dynamo.reset()
+    call = CALLS[row]
+    tensor_name, tensor = next((n, v) for n, (v, _) in call.arguments.items() if isinstance(v, Tensor))
+    rest = {name: value for name, (value, _) in call.arguments.items() if name not in (tensor_name, argument)}
+
+    def function(x: Tensor, value: Any) -> Any:
+        result = call.function(**{**rest, tensor_name: x, argument: value})
+        return result.assignment if isinstance(result, mk.MergePlan) else result
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=True)
+    for value in values:
+        assert same(compiled(tensor, value), function(tensor, value))
