@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.reference.merging.weighted_mean import accumulation_dtype
 
 
@@ -66,7 +67,7 @@ def match(
     fate[:, targets] = 2
     if mask is not None:
         fate[:, prefix_tokens:].masked_fill_(~mask[:, prefix_tokens:], 3)
-    order = fate.argsort(dim=1, stable=True)
+    order = stable_argsort(fate)
     assignment = torch.empty_like(rows, memory_format=torch.contiguous_format).scatter_(1, order, rows)
     assignment[:, sources] = torch.where(chosen, assignment[:, targets].gather(1, best), assignment[:, sources])
 
@@ -87,7 +88,7 @@ def composed(first: Matching, second: Matching) -> Matching:
         dropped = first.dropped if dropped is None else dropped | first.dropped
     if dropped is not None:
         merged = ~dropped.gather(1, removed)
-        removed = removed.gather(1, merged.to(torch.uint8).argsort(dim=1, stable=True))
+        removed = removed.gather(1, stable_argsort(merged.to(torch.uint8)))
     return Matching(assignment, kept, removed, second.mask, dropped)
 
 
@@ -128,8 +129,8 @@ def _scores(similarity: Tensor, penalty: Tensor | None) -> Tensor:
 
 def _best_sources(score: Tensor, r: int) -> Tensor:
     """``[B, S]`` bool: the r sources with the highest ``score [B, S]``, those at −inf excepted."""
-    ranked, order = score.sort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order[:, :r], ranked[:, :r] > -torch.inf)
+    best = stable_argsort(score, descending=True)[:, :r]
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, best, score.gather(1, best) > -torch.inf)
 
 
 def _best_pairs(score: Tensor, r: int, max_merges: int) -> tuple[Tensor, Tensor]:
