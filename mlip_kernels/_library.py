@@ -30,6 +30,8 @@ from torch import Tensor
 from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 
+from mlip_kernels._tracing import refuse_onnx
+
 LIBRARY = torch.library.Library("mlip_kernels", "DEF")
 CUDA_LIBRARY = torch.library.Library("mlip_kernels_cuda", "DEF")
 
@@ -117,7 +119,12 @@ def define(
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
-    torch.library.register_fake(f"mlip_kernels::{name}", fake, lib=LIBRARY)
+
+    def fake_of_graphs(*arguments: Any) -> Any:
+        refuse_onnx(name)
+        return fake(*arguments)
+
+    torch.library.register_fake(f"mlip_kernels::{name}", fake_of_graphs, lib=LIBRARY)
     if not kernels:
         LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
         return getattr(torch.ops.mlip_kernels, name).default

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.ops.arguments import (
     check_integer,
     check_number,
@@ -56,7 +57,7 @@ def three_way_plan(
     pairs = min(round(pair_share * patches), patches - stay)
 
     with torch.no_grad():
-        order = guide[:, prefix_tokens:].argsort(dim=1, descending=True, stable=True) + prefix_tokens
+        order = stable_argsort(guide[:, prefix_tokens:], descending=True) + prefix_tokens
         prefix = torch.arange(prefix_tokens, device=metric.device).expand(batch, -1)
         assignment = torch.empty_like(guide, dtype=torch.int64, memory_format=torch.contiguous_format)
         kept: list[Tensor] = []
@@ -75,7 +76,7 @@ def three_way_plan(
             filled += starts.shape[1]
         start = torch.cat(kept, dim=1)
         is_start = torch.zeros_like(assignment, dtype=torch.bool).scatter_(1, start, True)
-        removed = is_start.to(torch.int8).argsort(dim=1, stable=True)[:, : tokens - filled].contiguous()
+        removed = stable_argsort(is_start.to(torch.int8))[:, : tokens - filled].contiguous()
     return MergePlan._made(assignment, start, removed, prefix_tokens, size=size)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.ops.merging import MergePlan
 
 
@@ -158,6 +159,6 @@ def rank(guide: Tensor) -> Tensor:
 def _write_ranks(guide: Tensor, ranks: Tensor) -> None:
     """Fill ``ranks`` as `rank` says."""
     count = guide.shape[-1]
-    order = guide.argsort(dim=-1, stable=True)
+    order = stable_argsort(guide, dim=-1)
     places = torch.arange(count, dtype=torch.float32, device=guide.device).div_(max(1, count - 1))
     ranks.scatter_(-1, order, places.expand_as(order))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.reference.merging.weighted_mean import accumulation_dtype
 
 
@@ -77,8 +78,8 @@ def match(
     fate = torch.where(merges, 4, fate)
     if mask is not None:
         fate = torch.where(behind & ~mask, 3, fate)
-    order = fate.argsort(dim=1, stable=True)
-    place = order.argsort(dim=1, stable=True)
+    order = stable_argsort(fate)
+    place = stable_argsort(order)
     into = place[:, targets].gather(1, best)
     assignment = torch.where(merges, into[:, pair], place)
 
@@ -99,7 +100,7 @@ def composed(first: Matching, second: Matching) -> Matching:
         dropped = first.dropped if dropped is None else dropped | first.dropped
     if dropped is not None:
         merged = ~dropped.gather(1, removed)
-        removed = removed.gather(1, merged.to(torch.uint8).argsort(dim=1, stable=True))
+        removed = removed.gather(1, stable_argsort(merged.to(torch.uint8)))
     return Matching(assignment, kept, removed, second.mask, dropped)
 
 
@@ -140,7 +141,7 @@ def _scores(similarity: Tensor, penalty: Tensor | None) -> Tensor:
 
 def _best_sources(score: Tensor, r: int) -> Tensor:
     """``[B, S]`` bool: the r sources with the highest ``score [B, S]``, those at −inf excepted."""
-    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    rank = stable_argsort(stable_argsort(score, descending=True))
     return (rank < r) & (score > -torch.inf)
 
 

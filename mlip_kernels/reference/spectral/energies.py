@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlip_kernels._tracing import hypot
 from mlip_kernels.reference.spectral import long_axes
 from mlip_kernels.reference.spectral.constants import compute_dtype, constant
 from mlip_kernels.reference.spectral.frequencies import equal_bands, high_pass
@@ -74,13 +75,13 @@ def amplitude_phase(
     """See `mlip_kernels.amplitude_phase`."""
     real, imaginary = rfft(x.to(compute_dtype(x)), grid, "ortho", prefix_tokens, primitives)
     with torch.no_grad():
-        amplitude, phase = torch.hypot(real, imaginary), torch.atan2(imaginary, real)
+        amplitude, phase = hypot(real, imaginary), torch.atan2(imaginary, real)
         # Below the square root of the smallest normal number the derivative of atan2 squares to zero.
         defined = amplitude >= max(eps, math.sqrt(torch.finfo(real.dtype).tiny))
     # Both branches of a where() receive a gradient: the unused one must be finite as well, hence the point (1, 0).
     real = torch.where(defined, real, 1.0)
     imaginary = torch.where(defined, imaginary, 0.0)
-    amplitude = torch.where(defined, torch.hypot(real, imaginary), amplitude)
+    amplitude = torch.where(defined, hypot(real, imaginary), amplitude)
     phase = torch.where(defined, torch.atan2(imaginary, real), phase)
     return amplitude.to(x.dtype), phase.to(x.dtype)
 
