@@ -15,31 +15,21 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-LIBRARY = torch.library.Library("mlip_kernels", "DEF")
-CUDA_LIBRARY = torch.library.Library("mlip_kernels_cuda", "DEF")
+from mlip_kernels import _loading, _variables
+from mlip_kernels._loading import DISABLED, LOADED
+from mlip_kernels._registration import open_library, register_fake, register_formula
 
-DISABLED = os.environ.get("MLIP_KERNELS_DISABLE_EXT") == "1"
-"""Whether the user asked for the reference everywhere: neither compiled parts nor Triton."""
-
-LOADED: dict[str, str] = {}
-"""Compiled part (``cpu``, ``cuda``) -> ``"ok"`` or the reason why it is absent."""
-
-REMEDY = {
-    "cpu": "install a C++ compiler (on Debian and Ubuntu: apt install g++)",
-    "cuda": "install the CUDA toolkit with nvcc (or name it in CUDA_HOME), or Triton",
-}
+LIBRARY = open_library("mlip_kernels")
+CUDA_LIBRARY = open_library("mlip_kernels_cuda")
 
 _triton_kernels: dict[str, str] = {}
 _warned: set[str] = set()
@@ -94,7 +84,7 @@ def define(
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
-    torch.library.register_fake(f"mlip_kernels::{name}", fake, lib=LIBRARY)
+    register_fake(LIBRARY, name, fake)
     if not kernels:
         LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
         return getattr(torch.ops.mlip_kernels, name).default
@@ -145,7 +135,7 @@ def define_out(name: str, *outputs: str) -> Callable[..., None]:
 
     LIBRARY.impl(name, compute_and_copy, "CompositeExplicitAutograd")
     LIBRARY.impl(name, note_the_change, "ADInplaceOrView", with_keyset=True)
-    torch.library.register_fake(f"mlip_kernels::{name}", fake, lib=LIBRARY)
+    register_fake(LIBRARY, name, fake)
     call = getattr(torch.ops.mlip_kernels, name).default
     return call
 
@@ -163,7 +153,7 @@ def differentiate(
     less per call than a ``torch.autograd.Function`` with a ``setup_context`` of its own. What is not implemented
     raises: without the second registration a gradient of the gradient would silently be zero.
     """
-    torch.library.register_autograd(f"mlip_kernels::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    register_formula(LIBRARY, getattr(torch.ops.mlip_kernels, name).default, backward, setup_context)
 
     def refuse(context: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
@@ -171,7 +161,7 @@ def differentiate(
         )
 
     for operator in through:
-        torch.library.register_autograd(f"mlip_kernels::{operator}", refuse, lib=LIBRARY)
+        register_formula(LIBRARY, getattr(torch.ops.mlip_kernels, operator).default, refuse)
 
 
 def _on_cuda(name: str, fallback: Callable[..., Any], *arguments: Any) -> Any:
@@ -198,10 +188,8 @@ def cuda_kernel(name: str) -> Callable[..., Any] | None:
         ValueError: ``MLIP_KERNELS_CUDA_BACKEND`` is not ``auto``, ``triton`` or ``cuda``.
         RuntimeError: it asks for a backend that is not there; the message says why.
     """
-    choice = os.environ.get("MLIP_KERNELS_CUDA_BACKEND") or "auto"
+    choice = _variables.read("MLIP_KERNELS_CUDA_BACKEND") or "auto"
     find = {"triton": _find_triton, "cuda": _find_cuda}
-    if choice not in ("auto", *find):
-        raise ValueError(f"MLIP_KERNELS_CUDA_BACKEND: expected 'auto', 'triton' or 'cuda', got {choice!r}")
     for backend in find if choice == "auto" else (choice,):
         kernel, reason = find[backend](name)
         if kernel is not None:
@@ -234,13 +222,7 @@ def _warn_if_slow(part: str) -> None:
     if part not in LOADED or LOADED[part] == "ok" or DISABLED or part in _warned:
         return
     _warned.add(part)
-    warnings.warn(
-        f"mlip_kernels: no compiled {part.upper()} kernels ({LOADED[part]}); the slower PyTorch reference runs instead."
-        f" To build them, {REMEDY[part]} and install again, in the source folder:"
-        " pip install --force-reinstall --no-deps ."
-        " Details: python -m mlip_kernels.env. MLIP_KERNELS_DISABLE_EXT=1 asks for the reference and silences this.",
-        stacklevel=4,
-    )
+    warnings.warn(_loading.absence(part), stacklevel=4)
 
 
 def _first_tensor(arguments: tuple[Any, ...]) -> Tensor:
@@ -251,29 +233,4 @@ def _device(arguments: tuple[Any, ...]) -> torch.device:
     return _first_tensor(arguments).device
 
 
-def build_record() -> dict[str, Any]:
-    """What the build wrote down: each part as ``"ok"`` or its reason, and the tools; empty if it never ran."""
-    try:
-        return json.loads(Path(__file__).with_name("_build.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def load() -> None:
-    """Load the compiled parts that lie beside this file, and note why the others are absent."""
-    for part in ("cpu", "cuda"):
-        path = Path(__file__).with_name(f"_{part}.so")
-        if DISABLED:
-            LOADED[part] = "disabled by MLIP_KERNELS_DISABLE_EXT=1"
-        elif not path.exists():
-            reason = build_record().get(part, "not built")
-            LOADED[part] = "the file is missing" if reason == "ok" else reason
-        else:
-            try:
-                torch.ops.load_library(path)
-                LOADED[part] = "ok"
-            except (OSError, RuntimeError) as failure:
-                LOADED[part] = f"cannot be loaded: {failure}"
-
-
-load()
+_loading.load()

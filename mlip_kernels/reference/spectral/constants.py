@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
-LIBRARY = torch.library.Library("mlip_kernels", "FRAGMENT")
+from mlip_kernels._registration import open_library, register_fake
+
+LIBRARY = open_library("mlip_kernels", "FRAGMENT")
 
 REMEMBERED = 256
 """How many constants are kept; the least recently used one goes first."""
@@ -68,7 +70,7 @@ def fetched_by_graphs(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return build(*parameters, device=device).to(dtype)
 
     LIBRARY.impl(name, fetch, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mlip_kernels::{name}", fake, lib=LIBRARY)
+    register_fake(LIBRARY, name, fake)
     return build
 
 
