@@ -119,7 +119,7 @@ class BuildParts(build_ext):
 
 
 class Build(build):
-    """Runs `BuildParts` also where nothing is to be compiled: it writes down why, and removes what an older one left."""
+    """Runs `BuildParts` also where nothing is to be compiled: it writes down why, and removes older libraries."""
 
     sub_commands = [("build_py", None), ("build_ext", None)]  # noqa: RUF012
 

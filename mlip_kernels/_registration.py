@@ -68,9 +68,9 @@ def register_formula(
 
     @functools.cache
     def function() -> type[torch.autograd.Function]:
-        return type(operator._opname, (torch.autograd.Function,), {"forward": forward, "backward": gradients})
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+        return type(operator._opname, (torch.autograd.Function,), methods)
 
-    @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
         *inputs, keys = arguments
         with _AutoDispatchBelowAutograd():
@@ -79,7 +79,6 @@ def register_formula(
                 setup_context(ctx, tuple(inputs), output)
         return output
 
-    @staticmethod
     def gradients(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
         results = backward(ctx, *incoming)
         return (*results, None) if isinstance(results, tuple) else (results, None)

@@ -156,9 +156,7 @@ def outcome(probe: Callable[[], str]) -> str:
 def report() -> str:
     """Everything, one fact a line, as a block to paste into a bug report."""
     lines = [f"{label:<16}{outcome(probe)}" for label, probe in PROBES]
-    names = sorted(
-        {name for name in os.environ if name.upper().startswith("MLIP_KERNELS_")} | set(VARIABLES) & set(os.environ)
-    )
+    names = sorted(name for name in os.environ if name in VARIABLES or name.upper().startswith("MLIP_KERNELS_"))
     lines += ["variables set:" if names else "variables set: none"]
     lines += [f"  {name}={os.environ[name]}{objection(name)}" for name in names]
     return "\n".join(["```", *lines, "```"])
@@ -178,10 +176,9 @@ def objection(name: str) -> str:
 
 def summary() -> str:
     """Which package this is, in one line: path, version, parts."""
-    parts = ", ".join(
-        f"{part.upper()} part: {outcome(lambda part=part: compiled_part(part))}" for part in ("cpu", "cuda")
-    )
-    return f"mlip_kernels: {outcome(package)}, {parts}, CPU capability: {outcome(cpu_capability)}"
+    probes = dict(PROBES)
+    parts = ", ".join(f"{label}: {outcome(probes[label])}" for label in ("CPU part", "CPU capability", "CUDA part"))
+    return f"mlip_kernels {outcome(package)}, {parts}"
 
 
 def main() -> None:
