@@ -9,9 +9,7 @@ at first use and `python -m mlip_kernels.env` repeat it. ENVIRONMENT.md describe
 """
 
 import importlib.util
-import json
 import os
-import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -19,6 +17,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
@@ -27,8 +26,22 @@ import compilers  # noqa: E402
 from compilers import FailedError, LeftOutError  # noqa: E402
 
 ENV = os.environ
-STRICT = ENV.get("MLIP_KERNELS_STRICT") == "1"
 MEMORY_PER_JOB = 2 << 30
+
+build_record = compilers.package_module("_build_record")
+variables = compilers.package_module("_variables")
+try:
+    variables.check(variables.AT_BUILD_TIME)
+except ValueError as _failure:
+    raise SystemExit(f"mlip_kernels: {_failure}") from _failure
+for _said in variables.unknown().values():
+    print(f"mlip_kernels: {_said}", file=sys.stderr)
+STRICT = variables.flag("MLIP_KERNELS_STRICT")
+SKIP = variables.flag("MLIP_KERNELS_SKIP_EXT")
+
+
+def unfinished(library: Path) -> Path:
+    return library.with_suffix(".so.unfinished")
 
 
 def link(objects: list[Path], libraries: list[str]) -> list[str]:
@@ -44,26 +57,26 @@ class BuildParts(build_ext):
         self.to = HERE / "mlip_kernels" if self.inplace else Path(self.build_lib) / "mlip_kernels"
         self.to.mkdir(parents=True, exist_ok=True)
         record = {"cpu": self.attempt("cpu", self.build_cpu), "cuda": self.attempt("cuda", self.build_cuda)}
+        for part, outcome in record.items():  # only now, so that libraries and record hardly ever disagree
+            library = self.to / f"_{part}.so"
+            if outcome == "ok":
+                unfinished(library).replace(library)
+            else:
+                library.unlink(missing_ok=True)
         record["torch"] = metadata.version("torch") if importlib.util.find_spec("torch") else "none"
-        unfinished = self.to / "_build.json.unfinished"
-        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(self.to / "_build.json")
+        build_record.write(self.to, record)
 
-    def attempt(self, part: str, build) -> str:
-        """Build a part. An older library stays until the new one is linked, or until the part is left out."""
-        library = self.to / f"_{part}.so"
+    def attempt(self, part: str, build_part) -> str:
+        """Build a part beside the older library, which stays until both parts are done."""
         try:
-            if ENV.get("MLIP_KERNELS_SKIP_EXT") == "1":
+            if SKIP:
                 raise LeftOutError("skipped by MLIP_KERNELS_SKIP_EXT=1 when the package was built")
-            unfinished = library.with_suffix(".so.unfinished")
-            compilers.run([*build(), "-o", str(unfinished)])
-            unfinished.replace(library)
+            compilers.run([*build_part(), "-o", str(unfinished(self.to / f"_{part}.so"))])
             return "ok"
         except LeftOutError as reason:
-            demanded = STRICT or (part == "cuda" and ENV.get("FORCE_CUDA") == "1")
+            demanded = STRICT or (part == "cuda" and variables.flag("FORCE_CUDA"))
             if demanded and isinstance(reason, FailedError):
                 raise SystemExit(f"mlip_kernels: the {part} part was demanded, but {reason}") from reason
-            library.unlink(missing_ok=True)
             print(f"mlip_kernels: left out the {part} part: {reason}", file=sys.stderr)
             return str(reason)
 
@@ -92,37 +105,31 @@ class BuildParts(build_ext):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         most = int(ENV.get("MAX_JOBS") or max(1, min(os.cpu_count() or 1, memory // MEMORY_PER_JOB)))
         with ThreadPoolExecutor(most) as pool:
-            list(pool.map(lambda job: self.compile_one(*job), jobs))
+            list(pool.map(lambda job: compilers.compile_one(*job), jobs))
         return [target for _, _, target in jobs]
 
     def object_of(self, source: Path) -> Path:
         return Path(self.build_temp).resolve() / source.relative_to(HERE).with_suffix(source.suffix + ".o")
 
-    def compile_one(self, command: list[str], source: Path, target: Path) -> None:
-        dependencies, recipe = target.with_suffix(".d"), target.with_suffix(".command")
-        command = [*command, "-MD", "-MF", str(dependencies), "-c", str(source), "-o", str(target)]
-        if target.exists() and recipe.exists() and recipe.read_text() == shlex.join(command):
-            made_from = map(Path, dependencies.read_text().replace("\\\n", " ").partition(":")[2].split())
-            if all(file.exists() and file.stat().st_mtime < target.stat().st_mtime for file in made_from):
-                return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        recipe.unlink(missing_ok=True)
-        compilers.run(command)
-        recipe.write_text(shlex.join(command))
-
     def get_outputs(self) -> list[str]:
-        return [str(file) for file in (*self.to.glob("_*.so"), self.to / "_build.json")]
+        return [str(file) for file in (*self.to.glob("_*.so"), self.to / build_record.NAME)]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
 
 
+class Build(build):
+    """Runs `BuildParts` also where nothing is to be compiled: it writes down why, and removes older libraries."""
+
+    sub_commands = [("build_py", None), ("build_ext", None)]  # noqa: RUF012
+
+
 class Wheel(bdist_wheel):
-    """py3-none-<platform>: machine code, but none that knows Python."""
+    """py3-none-<platform>: machine code, but none that knows Python; py3-none-any without machine code."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
-parts = [Extension(f"mlip_kernels._{part}", sources=[]) for part in ("cpu", "cuda")]  # makes it a platform wheel
-setup(ext_modules=parts, cmdclass={"build_ext": BuildParts, "bdist_wheel": Wheel})
+parts = [Extension(f"mlip_kernels._{part}", sources=[]) for part in build_record.PARTS]  # makes it a platform wheel
+setup(ext_modules=[] if SKIP else parts, cmdclass={"build": Build, "build_ext": BuildParts, "bdist_wheel": Wheel})

@@ -45,7 +45,10 @@ def setuptools_backend():
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return missing("setuptools", "torch")
+    from compilers import package_module
+
+    nothing_to_compile = package_module("_variables").flag("MLIP_KERNELS_SKIP_EXT")
+    return missing("setuptools") if nothing_to_compile else missing("setuptools", "torch")
 
 
 get_requires_for_build_editable = get_requires_for_build_wheel

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ
@@ -24,6 +25,16 @@ class FailedError(LeftOutError):
     """A part that should have been built and was not: an error under MLIP_KERNELS_STRICT=1."""
 
 
+def package_module(name: str) -> ModuleType:
+    """A module of the package that needs nothing else, loaded from its file: the package itself would import torch."""
+    spec = importlib.util.spec_from_file_location(f"mlip_kernels_build{name}", ROOT / "mlip_kernels" / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"mlip_kernels/{name}.py cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def run(command: list[str]) -> str:
     """Run one compiler command; what it complains about becomes the reason."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -33,6 +44,26 @@ def run(command: list[str]) -> str:
         errors = [line for line in output.splitlines() if re.search("error|fatal", line, re.IGNORECASE)]
         raise FailedError(f"the build failed: {(errors or [output or 'no message'])[0].strip()[:300]}")
     return done.stdout
+
+
+def compile_one(command: list[str], source: Path, target: Path) -> None:
+    """Compile a source, unless its object is newer than all that it was made from, by the same command."""
+    dependencies, recipe = target.with_suffix(".d"), target.with_suffix(".command")
+    command = [*command, "-MD", "-MF", str(dependencies), "-c", str(source), "-o", str(target)]
+    if target.exists() and recipe.exists() and recipe.read_text() == shlex.join(command):
+        made_from = prerequisites(dependencies.read_text())
+        if all(file.exists() and file.stat().st_mtime < target.stat().st_mtime for file in made_from):
+            return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    recipe.unlink(missing_ok=True)
+    run(command)
+    recipe.write_text(shlex.join(command))
+
+
+def prerequisites(rule: str) -> list[Path]:
+    """The files after the colon of a rule for make, as compilers write it: spaces in names stand behind backslashes."""
+    names = re.split(r"(?<!\\)\s+", rule.replace("\\\n", " ").partition(": ")[2].strip())
+    return [Path(re.sub(r"\\([ #])", r"\1", name).replace("$$", "$")) for name in names if name]
 
 
 def cxx() -> list[str]:

@@ -15,16 +15,29 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from mlip_kernels import env
-from mlip_kernels._library import LOADED
+from mlip_kernels import _loading, env
+from mlip_kernels._library import DISABLED, LOADED
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHORTEST_TURN = 0.002  # seconds: much shorter turns measure the clock
 
 
+def pytest_report_header() -> str:
+    return env.summary()
+
+
+def pytest_sessionstart() -> None:
+    """Stop where the reference would be measured in place of the kernels without anyone having asked for it."""
+    if said := _loading.hiding():
+        raise pytest.UsageError(said)
+    if DEVICE.type == "cpu" and LOADED["cpu"] != "ok" and not DISABLED:
+        raise pytest.UsageError(_loading.absence("cpu"))
+
+
 def pytest_benchmark_update_machine_info(config, machine_info) -> None:
     """Add what decides about speed: torch, GPU, threads, compiled parts."""
     machine_info["mlip_kernels"] = {
+        "package": env.outcome(env.package),
         "torch": env.outcome(env.torch_version),
         "torch_cuda": env.outcome(env.torch_cuda),
         "gpu": env.outcome(env.gpu),

@@ -1,4 +1,8 @@
-"""Fused kernels for training CLIP-like models faster: spectral features, token merging, token-level contrast."""
+"""Fused kernels for training CLIP-like models faster: spectral features, token merging, token-level contrast.
+
+The packages `nn`, `models` and `patch` and the module `testing` are imported when they are first used, as attributes
+too: ``import mlip_kernels as mk; mk.nn.ClipLoss()``.
+"""
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,9 +55,28 @@ try:
         token_energy,
     )
 except Exception as _failure:  # a broken torch must not keep `python -m mlip_kernels.env` from saying so
-    _reason = _failure
+    _reason: Exception | None = _failure
+else:
+    _reason = None
 
-    def __getattr__(name: str) -> object:
-        if name in __all__:
-            raise ImportError(f"mlip_kernels.{name} is not available: {_reason}") from _reason
-        raise AttributeError(f"module 'mlip_kernels' has no attribute {name!r}")
+_LAZY = ("models", "nn", "patch", "testing")
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in __all__ and _reason is not None:
+        raise ImportError(f"mlip_kernels.{name} is not available: {_reason}") from _reason
+    message = f"module 'mlip_kernels' has no attribute {name!r}"
+    if not name.startswith("_"):
+        import difflib
+
+        if near := difflib.get_close_matches(name, (*__all__, *_LAZY), n=1):
+            message += f"; did you mean {near[0]!r}?"
+    raise AttributeError(message, name=name)  # named, so that Python does not append a second suggestion
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

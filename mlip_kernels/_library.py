@@ -15,36 +15,24 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 
+from mlip_kernels import _loading, _variables
+from mlip_kernels._loading import DISABLED, LOADED
+from mlip_kernels._registration import open_library, refuse_tangents, register_fake, register_formula
 from mlip_kernels._tracing import refuse_onnx
 
-LIBRARY = torch.library.Library("mlip_kernels", "DEF")
-CUDA_LIBRARY = torch.library.Library("mlip_kernels_cuda", "DEF")
-
-DISABLED = os.environ.get("MLIP_KERNELS_DISABLE_EXT") == "1"
-"""Whether the user asked for the reference everywhere: neither compiled parts nor Triton."""
-
-LOADED: dict[str, str] = {}
-"""Compiled part (``cpu``, ``cuda``) -> ``"ok"`` or the reason why it is absent."""
-
-REMEDY = {
-    "cpu": "install a C++ compiler (on Debian and Ubuntu: apt install g++)",
-    "cuda": "install the CUDA toolkit with nvcc (or name it in CUDA_HOME), or Triton",
-}
+LIBRARY = open_library("mlip_kernels")
+CUDA_LIBRARY = open_library("mlip_kernels_cuda")
 
 _triton_kernels: dict[str, str] = {}
 _warned: set[str] = set()
@@ -124,7 +112,7 @@ def define(
         refuse_onnx(name)
         return fake(*arguments)
 
-    torch.library.register_fake(f"mlip_kernels::{name}", fake_of_graphs, lib=LIBRARY)
+    register_fake(LIBRARY, name, fake_of_graphs)
     if not kernels:
         LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
         return getattr(torch.ops.mlip_kernels, name).default
@@ -168,7 +156,7 @@ def define_out(name: str, *outputs: str) -> Callable[..., None]:
     def note_the_change(keys: Any, *arguments: Any) -> None:
         """What was saved of an output for a backward pass is no longer there, and autograd is to see that."""
         if forward_ad._current_level >= 0:
-            _refuse_tangents(name, arguments)
+            refuse_tangents(name, arguments)
         torch.autograd.graph.increment_version(arguments[given:])
         call.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *arguments)
 
@@ -177,7 +165,7 @@ def define_out(name: str, *outputs: str) -> Callable[..., None]:
 
     LIBRARY.impl(name, compute_and_copy, "CompositeExplicitAutograd")
     LIBRARY.impl(name, note_the_change, "ADInplaceOrView", with_keyset=True)
-    torch.library.register_fake(f"mlip_kernels::{name}", fake, lib=LIBRARY)
+    register_fake(LIBRARY, name, fake)
     call = getattr(torch.ops.mlip_kernels, name).default
     return call
 
@@ -196,7 +184,7 @@ def differentiate(
     raises: without the second registration a gradient of the gradient would silently be zero, and a tangent of
     forward-mode differentiation would be lost without the look at the arguments.
     """
-    _record(name, backward, setup_context)
+    register_formula(LIBRARY, getattr(torch.ops.mlip_kernels, name).default, backward, setup_context)
 
     def refuse(context: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
@@ -204,28 +192,7 @@ def differentiate(
         )
 
     for operator in through:
-        _record(operator, refuse)
-
-
-def _record(name: str, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None) -> None:
-    """What `torch.library.register_autograd` does, and a refusal of tangents."""
-    record = make_autograd_impl(getattr(torch.ops.mlip_kernels, name).default, Info(backward, setup_context))
-
-    def autograd(keys: Any, *arguments: Any) -> Any:
-        if forward_ad._current_level >= 0:
-            _refuse_tangents(name, arguments)
-        return record(keys, *arguments)
-
-    LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
-
-
-def _refuse_tangents(name: str, arguments: tuple[Any, ...]) -> None:
-    for argument in arguments:
-        if isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
-            raise NotImplementedError(
-                f"mlip_kernels::{name} has no forward-mode derivative; the public functions of mlip_kernels have one,"
-                " computed by plain PyTorch"
-            )
+        register_formula(LIBRARY, getattr(torch.ops.mlip_kernels, operator).default, refuse)
 
 
 def _on_cuda(name: str, fallback: Callable[..., Any], *arguments: Any) -> Any:
@@ -252,10 +219,8 @@ def cuda_kernel(name: str) -> Callable[..., Any] | None:
         ValueError: ``MLIP_KERNELS_CUDA_BACKEND`` is not ``auto``, ``triton`` or ``cuda``.
         RuntimeError: it asks for a backend that is not there; the message says why.
     """
-    choice = os.environ.get("MLIP_KERNELS_CUDA_BACKEND") or "auto"
+    choice = _variables.read("MLIP_KERNELS_CUDA_BACKEND") or "auto"
     find = {"triton": _find_triton, "cuda": _find_cuda}
-    if choice not in ("auto", *find):
-        raise ValueError(f"MLIP_KERNELS_CUDA_BACKEND: expected 'auto', 'triton' or 'cuda', got {choice!r}")
     for backend in find if choice == "auto" else (choice,):
         kernel, reason = find[backend](name)
         if kernel is not None:
@@ -288,13 +253,7 @@ def _warn_if_slow(part: str) -> None:
     if part not in LOADED or LOADED[part] == "ok" or DISABLED or part in _warned:
         return
     _warned.add(part)
-    warnings.warn(
-        f"mlip_kernels: no compiled {part.upper()} kernels ({LOADED[part]}); the slower PyTorch reference runs instead."
-        f" To build them, {REMEDY[part]} and install again, in the source folder:"
-        " pip install --force-reinstall --no-deps ."
-        " Details: python -m mlip_kernels.env. MLIP_KERNELS_DISABLE_EXT=1 asks for the reference and silences this.",
-        stacklevel=4,
-    )
+    warnings.warn(_loading.absence(part), stacklevel=4)
 
 
 def _first_tensor(arguments: tuple[Any, ...]) -> Tensor:
@@ -305,29 +264,4 @@ def _device(arguments: tuple[Any, ...]) -> torch.device:
     return _first_tensor(arguments).device
 
 
-def build_record() -> dict[str, Any]:
-    """What the build wrote down: each part as ``"ok"`` or its reason, and the tools; empty if it never ran."""
-    try:
-        return json.loads(Path(__file__).with_name("_build.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def load() -> None:
-    """Load the compiled parts that lie beside this file, and note why the others are absent."""
-    for part in ("cpu", "cuda"):
-        path = Path(__file__).with_name(f"_{part}.so")
-        if DISABLED:
-            LOADED[part] = "disabled by MLIP_KERNELS_DISABLE_EXT=1"
-        elif not path.exists():
-            reason = build_record().get(part, "not built")
-            LOADED[part] = "the file is missing" if reason == "ok" else reason
-        else:
-            try:
-                torch.ops.load_library(path)
-                LOADED[part] = "ok"
-            except (OSError, RuntimeError) as failure:
-                LOADED[part] = f"cannot be loaded: {failure}"
-
-
-load()
+_loading.load()

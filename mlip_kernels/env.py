@@ -6,9 +6,7 @@ guarded on its own.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import json
 import os
 import platform
 import shutil
@@ -16,9 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
-CAPABILITIES = {0: "default", 1: "avx2", 2: "avx512", 3: "avx512_bf16"}
 VARIABLES = (
     "CUDA_HOME",
     "CUDA_PATH",
@@ -92,7 +90,7 @@ def compiled_part(part: str) -> str:
 
 
 def triton_part() -> str:
-    if os.environ.get("MLIP_KERNELS_DISABLE_EXT") == "1":
+    if variables().flag("MLIP_KERNELS_DISABLE_EXT"):
         return "disabled by MLIP_KERNELS_DISABLE_EXT=1"
     try:
         return f"ok ({importlib.import_module('triton').__version__})"
@@ -103,18 +101,28 @@ def triton_part() -> str:
 def cpu_capability() -> str:
     if compiled_part("cpu") != "ok":
         return "none: the CPU part is absent"
-    number = ctypes.CDLL(str(HERE / "_cpu.so")).mlip_kernels_cpu_capability()
-    set_to = os.environ.get("MLIP_KERNELS_CPU_CAPABILITY")
-    return CAPABILITIES.get(number, f"not decided: MLIP_KERNELS_CPU_CAPABILITY={set_to} is not understood")
+    asked, used = importlib.import_module("mlip_kernels._loading").cpu_capability()
+    return used if asked in (None, used) else f"{used} (MLIP_KERNELS_CPU_CAPABILITY={asked} was asked for)"
 
 
 def cuda_backend() -> str:
-    return os.environ.get("MLIP_KERNELS_CUDA_BACKEND") or "auto"
+    return variables().read("MLIP_KERNELS_CUDA_BACKEND") or "auto"
 
 
 def build() -> str:
-    record = json.loads((HERE / "_build.json").read_text(encoding="utf-8"))
-    return ", ".join(f"{part}: {outcome}" for part, outcome in record.items())
+    record = importlib.import_module("mlip_kernels._build_record").read(HERE)
+    facts = ", ".join(f"{part}: {outcome}" for part, outcome in record.items() if isinstance(outcome, str))
+    return facts or "no record (_build.json) beside the package"
+
+
+def hidden() -> str:
+    importlib.import_module("mlip_kernels._library")
+    other = importlib.import_module("mlip_kernels._loading").hidden_package()
+    return "none" if other is None else f"{other} has parts that this one lacks, and stands behind it on the path"
+
+
+def variables() -> ModuleType:
+    return importlib.import_module("mlip_kernels._variables")
 
 
 PROBES: tuple[tuple[str, Callable[[], str]], ...] = (
@@ -132,6 +140,7 @@ PROBES: tuple[tuple[str, Callable[[], str]], ...] = (
     ("Triton part", triton_part),
     ("CUDA backend", cuda_backend),
     ("build", build),
+    ("hidden package", hidden),
 )
 
 
@@ -147,11 +156,29 @@ def outcome(probe: Callable[[], str]) -> str:
 def report() -> str:
     """Everything, one fact a line, as a block to paste into a bug report."""
     lines = [f"{label:<16}{outcome(probe)}" for label, probe in PROBES]
-    names = sorted({name for name in os.environ if name.startswith("MLIP_KERNELS_")} | set(VARIABLES) & set(os.environ))
-    lines += (
-        ["variables set:", *(f"  {name}={os.environ[name]}" for name in names)] if names else ["variables set: none"]
-    )
+    names = sorted(name for name in os.environ if name in VARIABLES or name.upper().startswith("MLIP_KERNELS_"))
+    lines += ["variables set:" if names else "variables set: none"]
+    lines += [f"  {name}={os.environ[name]}{objection(name)}" for name in names]
     return "\n".join(["```", *lines, "```"])
+
+
+def objection(name: str) -> str:
+    """What is wrong with a variable that is set."""
+    try:
+        known = variables().AT_RUN_TIME | variables().AT_BUILD_TIME
+        said = variables().unknown().get(name, "")
+        if name in known:
+            variables().read(name)
+    except ValueError as failure:
+        said = str(failure)
+    return f"  <- {said}" if said else ""
+
+
+def summary() -> str:
+    """Which package this is, in one line: path, version, parts."""
+    probes = dict(PROBES)
+    parts = ", ".join(f"{label}: {outcome(probes[label])}" for label in ("CPU part", "CPU capability", "CUDA part"))
+    return f"mlip_kernels {outcome(package)}, {parts}"
 
 
 def main() -> None:

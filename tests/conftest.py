@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 
 import mlip_kernels
+from mlip_kernels import _loading, env
 
 PACKAGE = Path(mlip_kernels.__file__).parent
+
+
+def pytest_report_header() -> str:
+    return env.summary()
+
+
+def pytest_sessionstart() -> None:
+    """Stop where a source folder without compiled parts hides the package that was installed to be tested."""
+    if said := _loading.hiding():
+        raise pytest.UsageError(said)
 
 
 class Copy:

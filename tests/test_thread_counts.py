@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import mlip_kernels as mk
-
 from mlip_kernels.testing import assert_identical, gradients, threads
 
 GRID = (14, 14)

@@ -28,9 +28,9 @@ Capability cap() {
   if (name.empty() || name == "avx512_bf16") return Capability::avx512_bf16;
   if (name == "avx512") return Capability::avx512;
   if (name == "avx2") return Capability::avx2;
-  if (name == "default") return Capability::baseline;
-  throw std::runtime_error("MLIP_KERNELS_CPU_CAPABILITY: expected default, avx2, avx512 or avx512_bf16, got '" + name +
-                           "'");
+  if (name == "baseline" || name == "default") return Capability::baseline;  // "default" is PyTorch's name
+  throw std::runtime_error(
+      "MLIP_KERNELS_CPU_CAPABILITY: expected 'baseline', 'avx2', 'avx512' or 'avx512_bf16', got '" + name + "'");
 }
 
 }  // namespace
@@ -46,7 +46,7 @@ Capability capability() {
 
 }  // namespace mlip::cpu
 
-// For `python -m mlip_kernels.env`: 0 to 3 as in Capability, -1 if the variable is not understood.
+// For mlip_kernels/_loading.py: 0 to 3 as in Capability, -1 if the variable is not understood.
 extern "C" __attribute__((visibility("default"))) int mlip_kernels_cpu_capability() {
   try {
     return static_cast<int>(mlip::cpu::capability());

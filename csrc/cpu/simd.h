@@ -31,7 +31,7 @@ namespace mlip::cpu {
 
 enum class Capability : int { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
-// What the processor has, capped by MLIP_KERNELS_CPU_CAPABILITY=default|avx2|avx512|avx512_bf16. Decided at the first
+// What the processor has, capped by MLIP_KERNELS_CPU_CAPABILITY=baseline|avx2|avx512|avx512_bf16; decided at the first
 // call.
 // Throws std::runtime_error if the variable holds anything else.
 Capability capability();

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+BUILD = Path(__file__).resolve().parents[2] / "_build"
+
 
 @pytest.fixture
-def backend():
-    path = Path(__file__).resolve().parents[2] / "_build" / "backend.py"
+def backend(monkeypatch):
+    monkeypatch.delenv("MLIP_KERNELS_SKIP_EXT", raising=False)
+    monkeypatch.syspath_prepend(BUILD)  # as backend-path of pyproject.toml does
+    path = BUILD / "backend.py"
     spec = importlib.util.spec_from_file_location("mlip_kernels_build_backend", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -50,6 +54,15 @@ def test_only_what_is_missing_is_asked_for(backend, environment, folders, asked_
     environment(*folders)
     assert backend.get_requires_for_build_wheel() == asked_for
     assert backend.get_requires_for_build_editable() == asked_for
+
+
+def test_nothing_to_compile_needs_no_torch(backend, environment, monkeypatch):
+    environment({"setuptools": "80.0"})
+    monkeypatch.setenv("MLIP_KERNELS_SKIP_EXT", "1")
+    assert backend.get_requires_for_build_wheel() == backend.get_requires_for_build_editable() == []
+    monkeypatch.setenv("MLIP_KERNELS_SKIP_EXT", "yes")
+    with pytest.raises(ValueError, match="MLIP_KERNELS_SKIP_EXT: expected '1' or '0', got 'yes'"):
+        backend.get_requires_for_build_wheel()
 
 
 def test_an_sdist_needs_no_torch(backend, environment):

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
+from mlip_kernels._registration import open_library, register_fake
 from mlip_kernels._tracing import untraced
 
-LIBRARY = torch.library.Library("mlip_kernels", "FRAGMENT")
+LIBRARY = open_library("mlip_kernels", "FRAGMENT")
 
 REMEMBERED_BYTES = 128 * 2**20
 """How much memory the constants may take, on all devices together; the least recently used ones go first.
@@ -148,7 +149,7 @@ def fetched_by_graphs(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return build(*parameters, device=device).to(dtype)
 
     LIBRARY.impl(name, fetch, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mlip_kernels::{name}", fake, lib=LIBRARY)
+    register_fake(LIBRARY, name, fake)
     return build
 
 

@@ -1,0 +1,107 @@
+"""Libraries of operators that can be opened again, and gradients and fakes registered in little time.
+
+``torch.library.register_autograd`` makes several classes for each operator, and ``register_fake`` looks up where in the
+source it is called: together two thirds of what importing this package cost. The same registrations are made here, the
+classes when an operator is first recorded, and the operator's name in place of a line of source.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _after_autograd_keyset, _any_requires_grad, _AutoDispatchBelowAutograd
+from torch.autograd import forward_ad
+
+OPENED = "_opened_libraries"
+
+
+def open_library(namespace: str, kind: str = "DEF") -> torch.library.Library:
+    """``torch.library.Library(namespace, kind)`` for the operators of this package.
+
+    Whoever drops the package from ``sys.modules`` and imports it again defines its operators again: what the import
+    before defined goes first. Functions of that import then call the operators of the new one.
+    """
+    operators = getattr(torch.ops, namespace)
+    opened = vars(operators).setdefault(OPENED, [])
+    if kind == "DEF":
+        for library in opened:
+            _close(library)
+        opened.clear()
+    library = torch.library.Library(namespace, kind)
+    opened.append(library)
+    return library
+
+
+def _close(library: torch.library.Library) -> None:
+    """Take back definitions. A kernel that never runs keeps the dispatcher from freeing what old functions hold."""
+    kept = torch.library.Library(library.ns, "IMPL")
+    vars(getattr(torch.ops, library.ns)).setdefault("_kept_libraries", []).append(kept)
+    for name in sorted(library._op_defs):
+        key = f"{library.ns}/{name.partition('::')[2]}/PrivateUse3"
+        if key not in torch.library._impls:
+            kept.impl(name.partition("::")[2], torch.library.fallthrough_kernel, "PrivateUse3")
+    library._destroy()
+
+
+def register_fake(library: torch.library.Library, name: str, fake: Callable[..., Any]) -> None:
+    """Trace the operator ``name``, defined in ``library``, by ``fake``, which returns tensors without data."""
+    qualified = f"{library.ns}::{name}"
+    fakes = torch._library.simple_registry.singleton.find(qualified).fake_impl
+    library._registration_handles.append(fakes.register(fake, qualified, lib=library))
+
+
+def register_formula(
+    library: torch.library.Library,
+    operator: torch._ops.OpOverload,
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Differentiate ``operator``, defined in ``library``, by ``backward(ctx, *gradients)``, and refuse tangents.
+
+    Args:
+        operator: without keyword-only arguments, defaults and lists of tensors.
+        backward: returns one gradient, or ``None``, for each argument.
+        setup_context: ``setup_context(ctx, inputs, output)`` saves what `backward` needs.
+    """
+
+    @functools.cache
+    def function() -> type[torch.autograd.Function]:
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+        return type(operator._opname, (torch.autograd.Function,), methods)
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *inputs, keys = arguments
+        with _AutoDispatchBelowAutograd():
+            output = operator.redispatch(keys, *inputs)
+            if setup_context is not None:
+                setup_context(ctx, tuple(inputs), output)
+        return output
+
+    def gradients(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
+        results = backward(ctx, *incoming)
+        return (*results, None) if isinstance(results, tuple) else (results, None)
+
+    def record(keys: Any, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            refuse_tangents(operator._opname, arguments)
+        keys = keys & _after_autograd_keyset
+        if torch.is_grad_enabled() and _any_requires_grad(*arguments):
+            return function().apply(*arguments, keys)
+        with _AutoDispatchBelowAutograd():
+            return operator.redispatch(keys, *arguments)
+
+    library.impl(operator._opname, record, "Autograd", with_keyset=True)
+
+
+def refuse_tangents(name: str, arguments: tuple[Any, ...]) -> None:
+    """Raise if an argument has a tangent of forward-mode differentiation, which the operator ``name`` would lose."""
+    for argument in arguments:
+        if isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise NotImplementedError(
+                f"mlip_kernels::{name} has no forward-mode derivative; the public functions of mlip_kernels have one,"
+                " computed by plain PyTorch"
+            )
