@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-
 BUILD = Path(__file__).resolve().parents[2] / "_build"
 
 
