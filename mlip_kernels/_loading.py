@@ -85,17 +85,16 @@ def cpu_capability() -> CPUCapability:
 
 
 def hidden_package() -> Path | None:
-    """A package of the same name with parts that this one lacks, further along ``sys.path``: this one hides it.
+    """A compiled package of the same name further along ``sys.path``, if nothing is compiled here: this one hides it.
 
     That is how ``python -m pytest`` in a clone meets the source folder, where nothing may be compiled, rather than what
     was installed.
     """
-    lacking = [part for part in LOADED if LOADED[part] != "ok"]
-    for entry in () if DISABLED else sys.path:
+    for entry in () if DISABLED or "ok" in LOADED.values() else sys.path:
         other = (Path(entry) / PACKAGE.name).resolve()
         if other != PACKAGE and (other / "__init__.py").is_file():
             record = _build_record.read(other)
-            if any(record.get(part) == "ok" and (other / f"_{part}.so").exists() for part in lacking):
+            if any(record.get(part) == "ok" and (other / f"_{part}.so").exists() for part in LOADED):
                 return other
     return None
 

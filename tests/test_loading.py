@@ -174,8 +174,15 @@ print(mlip_kernels.env.report())
     assert f"{installed} has parts that this one lacks" in done.stdout
 
 
-def test_a_package_whose_parts_are_all_there_hides_nothing(monkeypatch):
-    monkeypatch.setattr(_loading, "LOADED", {"cpu": "ok", "cuda": "ok"})
+def test_a_package_with_a_compiled_part_hides_nothing(uncompiled, monkeypatch):
+    (uncompiled.package / "_cuda.so").write_bytes(b"library")
+    _build_record.write(uncompiled.package, {"cpu": "no C++ compiler", "cuda": "ok"})
+    monkeypatch.setattr(_loading, "DISABLED", False)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(uncompiled.folder)])
+    monkeypatch.setattr(_loading, "LOADED", {"cpu": "not built", "cuda": "not built"})
+    assert _loading.hidden_package() == uncompiled.package.resolve()
+    monkeypatch.setattr(_loading, "LOADED", {"cpu": "ok", "cuda": "skipped by FORCE_CUDA=0 when the package was built"})
+    assert _loading.hidden_package() is None
     assert _loading.hiding() == ""
 
 
