@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlip_kernels._loading import cpu_capability
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Every dtype that the reference and the CPU kernels take."""
 
@@ -126,6 +128,16 @@ def gradients(
     cotangents = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y) for y in outputs]
     wanted = [t for t in leaves if t.requires_grad]
     return list(torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, materialize_grads=True))
+
+
+def require_cpu_capability() -> None:
+    """Raise RuntimeError if ``MLIP_KERNELS_CPU_CAPABILITY`` asks for an instruction set that this processor lacks.
+
+    The kernels run with a smaller one then, and what was to be tested would not be.
+    """
+    asked, used = cpu_capability()
+    if asked is not None and asked != used:
+        raise RuntimeError(f"MLIP_KERNELS_CPU_CAPABILITY: expected what this processor has, got {asked}; {used} would run")
 
 
 def permuted(x: Tensor) -> Tensor:

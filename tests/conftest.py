@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mlip_kernels
-from mlip_kernels import _loading, env
+from mlip_kernels import _loading, env, testing
 
 PACKAGE = Path(mlip_kernels.__file__).parent
 
@@ -19,9 +20,13 @@ def pytest_report_header() -> str:
 
 
 def pytest_sessionstart() -> None:
-    """Stop where a source folder without compiled parts hides the package that was installed to be tested."""
+    """Stop where a source folder hides the installed package, or where an instruction set is not the one asked for."""
     if said := _loading.hiding():
         raise pytest.UsageError(said)
+    testing.require_cpu_capability()
+    wanted, found = os.environ.get("ATEN_CPU_CAPABILITY"), torch.backends.cpu.get_cpu_capability().lower()
+    if wanted and wanted != found:
+        raise pytest.UsageError(f"ATEN_CPU_CAPABILITY={wanted} was asked for, but PyTorch runs {found}")
 
 
 class Copy:

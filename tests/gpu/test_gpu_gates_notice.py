@@ -222,6 +222,27 @@ def test_bank_conflicts_are_noticed(compile_samples):
     only(complaints, "passes over shared memory per load grew from 1.0 to 32.0: bank conflicts")
 
 
+@pytest.mark.parametrize("arch", measure.ARCHITECTURES["triton"])
+def test_kernels_read_together_are_those_read_alone(kernels, arch, tmp_path, monkeypatch):
+    """The disassembler is given bare instructions, without the file that says whose they are."""
+    need("triton")
+    from emulated_cuda import EmulatedCuda
+
+    x = torch.ones(32, 32)
+    with EmulatedCuda("triton", arch, execute=False) as cuda:
+        cuda.run(lambda x, y: kernels.product_kernel[(1,)](x, x, y, block=32, precision="tf32"), x, x.clone())
+        cuda.run(lambda x, y: kernels.atomic_kernel[(1,)](x, y, block=128), x, x.clone())
+    cubins = [launch.cubin for launch in cuda.launches]
+    found = []
+    for folder in ("alone", "together"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setattr(cubin, "_cache", lambda folder=folder: tmp_path / folder)
+        if folder == "together":
+            cubin.read_kernels(cubins, arch)
+        found.append([cubin.read.__wrapped__(binary) for binary in cubins])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("opcode", "expected"),
     [

@@ -6,6 +6,8 @@ import argparse
 import sys
 
 from gates import judge, report, table
+from gates.cases import OPERATORS
+from gates.promises import Operator
 
 
 def main() -> int:
@@ -14,11 +16,27 @@ def main() -> int:
     what.add_argument("--markdown", action="store_true", help="print the checked-in table as Markdown (the default)")
     what.add_argument("--check", action="store_true", help="measure again and say what got worse; exit status 1 if so")
     what.add_argument("--update", action="store_true", help="measure again and write kernels.json and KERNELS.md")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="with --check or --update: only the operators of these names, or those that launch kernels of these names",
+    )
     arguments = parser.parse_args()
+    operators = OPERATORS
+    if arguments.only:
+        if not arguments.check and not arguments.update:
+            parser.error("--only: needs --check or --update")
+        try:
+            operators = table.launching(arguments.only)
+        except ValueError as unknown:
+            parser.error(f"--only: {unknown}")
     if arguments.check:
-        return check()
+        return check(operators)
     if arguments.update:
-        table.save(table.measured())
+        rows = table.measured(operators)
+        table.save(table.replaced(table.load(), rows, operators) if arguments.only else rows)
         report.PATH.write_text(report.markdown(table.load()), encoding="utf-8")
         print(f"wrote {table.PATH} and {report.PATH}")
         return 0
@@ -26,10 +44,9 @@ def main() -> int:
     return 0
 
 
-def check() -> int:
+def check(operators: tuple[Operator, ...]) -> int:
     """Measure what can be measured here, and print what is wrong with it."""
     from gates import measure
-    from gates.cases import OPERATORS
 
     recorded, complaints = table.load(), []
     for backend, architectures in measure.ARCHITECTURES.items():
@@ -39,12 +56,14 @@ def check() -> int:
         if (compiler := measure.compiler(backend)) != recorded.made_with[backend]:
             print(f"{backend}: compiled by {compiler}, but the table was made with {recorded.made_with[backend]}")
         for arch in architectures:
-            rows = measure.compiled(backend, arch)
-            complaints += judge.promises(rows.values(), OPERATORS)
-            complaints += judge.against_table(rows, table.of(recorded.compiled, backend=backend, arch=arch))
+            rows = measure.compiled(backend, arch, operators)
+            in_table = table.of(recorded.compiled, backend=backend, arch=arch, operators=operators)
+            complaints += judge.promises(rows.values(), operators)
+            complaints += judge.against_table(rows, in_table)
         for arch in measure.EXECUTED:
-            rows = measure.traffic(backend, arch)
-            complaints += judge.against_table(rows, table.of(recorded.traffic, backend=backend, arch=arch))
+            rows = measure.traffic(backend, arch, operators)
+            in_table = table.of(recorded.traffic, backend=backend, arch=arch, operators=operators)
+            complaints += judge.against_table(rows, in_table)
     print("\n".join([*complaints, judge.REGENERATE]) if complaints else "nothing got worse")
     return int(bool(complaints))
 

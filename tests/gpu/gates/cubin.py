@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -17,6 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REMEDY = "needs cuobjdump, which Triton and the CUDA toolkit bring: pip install triton, or nvidia-cuda-cuobjdump"
+INSTRUCTION = r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)"
+"""A line of disassembly; the group is the opcode."""
+INSTRUCTION_BYTES = 16
 SYSTEM_SHARED = 1024
 """Bytes that cuobjdump adds on sm_90 and later to a kernel that uses shared memory: the driver's own share."""
 
@@ -37,9 +41,13 @@ class MachineCode:
     widest_store: int
 
 
-@functools.cache
 def cuobjdump() -> str | None:
     """Where the tool is: in Triton, on the PATH, in a CUDA toolkit or in its own package."""
+    return _tool("cuobjdump")
+
+
+@functools.cache
+def _tool(name: str) -> str | None:
     inside = (("triton", "backends/nvidia/bin"), ("nvidia", "cu13/bin"), ("nvidia", "cuda_cuobjdump/bin"))
     folders = []
     for package, folder in inside:
@@ -47,24 +55,73 @@ def cuobjdump() -> str | None:
         places = spec.submodule_search_locations if spec else None
         folders += [f"{place}/{folder}" for place in places or ()]
     folders += [os.environ.get("PATH", ""), os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin"]
-    return shutil.which("cuobjdump", path=os.pathsep.join(folders))
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 @functools.cache
 def read(binary: bytes) -> dict[tuple[int, str], MachineCode]:
     """Every kernel in a cubin, or in a library that has cubins inside: (architecture, name) -> its code.
 
-    Disassembling takes 0.3 s per cubin, so what was found is kept in the user's cache folder.
+    What was found is kept in the user's cache folder.
     """
-    cached = _cache() / f"{hashlib.sha256(binary).hexdigest()}.json"
-    if cached.exists():
-        codes = [MachineCode(**fields) for fields in json.loads(cached.read_text(encoding="utf-8"))]
-    else:
-        codes = _parse(_run(binary, "-res-usage"), _run(binary, "-sass").splitlines())
-        unfinished = cached.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps([asdict(code) for code in codes]), encoding="utf-8")
-        unfinished.replace(cached)
+    codes = _cached(binary)
+    if codes is None:
+        codes = _keep(binary, _parse(_run(binary, "-res-usage"), _run(binary, "-sass").splitlines()))
     return {(code.arch, code.name): code for code in codes}
+
+
+def read_kernels(cubins: Iterable[bytes], arch: int) -> None:
+    """Read those of the cubins for ``arch`` that hold nothing but a kernel all in one go, so that `read` finds them in
+    the cache.
+
+    The disassembler takes 0.4 s to start and a few milliseconds for a kernel, so it gets them as one piece of code.
+    """
+    tool, name = _tool("nvdisasm"), f"SM{arch}a" if arch >= 90 else f"SM{arch}"
+    new = [(cubin, _instructions(cubin)) for cubin in dict.fromkeys(cubins) if _cached(cubin) is None]
+    new = [(cubin, instructions) for cubin, instructions in new if instructions]
+    if tool is None or not new:
+        return
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(instructions for _, instructions in new))
+        file.flush()
+        command = [tool, "--binary", name, file.name]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    opcodes = [found.group(1) for line in lines if (found := re.match(INSTRUCTION, line))]
+    if len(opcodes) != sum(len(instructions) for _, instructions in new) // INSTRUCTION_BYTES:
+        raise RuntimeError(f"{' '.join(command)} read {len(opcodes)} instructions, not as many as there are")
+    end = 0
+    for cubin, instructions in new:
+        start, end = end, end + len(instructions) // INSTRUCTION_BYTES
+        ((name, usage),) = re.findall(r"Function (\S+):\s*(REG:.*)", _run(cubin, "-res-usage"))
+        _keep(cubin, [_machine_code(arch, name, _numbers(usage), opcodes[start:end])])
+
+
+def _instructions(cubin: bytes) -> bytes:
+    """The code in an ELF file of 64 bits; empty if there is more than one section of it."""
+    (sections,) = struct.unpack_from("<Q", cubin, 40)
+    count, names = struct.unpack_from("<HH", cubin, 60)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, sections + 64 * number) for number in range(count)]
+    texts = [
+        cubin[place : place + size]
+        for name, _, _, _, place, size in headers
+        if cubin[headers[names][4] + name :].startswith(b".text.")
+    ]
+    return texts[0] if len(texts) == 1 else b""
+
+
+def _cached(binary: bytes) -> list[MachineCode] | None:
+    file = _cache() / f"{hashlib.sha256(binary).hexdigest()}.json"
+    if not file.exists():
+        return None
+    return [MachineCode(**fields) for fields in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def _keep(binary: bytes, codes: list[MachineCode]) -> list[MachineCode]:
+    file = _cache() / f"{hashlib.sha256(binary).hexdigest()}.json"
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps([asdict(code) for code in codes]), encoding="utf-8")
+    unfinished.replace(file)
+    return codes
 
 
 def compiler_of_library(library: bytes) -> str:
@@ -98,7 +155,7 @@ def _parse(resources: str, disassembly: Iterable[str]) -> list[MachineCode]:
     of_kernel: list[str] = []
     arch = 0
     for line in disassembly:
-        if found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line):
+        if found := re.match(INSTRUCTION, line):
             of_kernel.append(found.group(1))
         elif found := re.match(r"\s*code for sm_(\d+)", line):
             arch = int(found.group(1))
@@ -113,9 +170,12 @@ def _parse(resources: str, disassembly: Iterable[str]) -> list[MachineCode]:
         elif found := re.match(r"\s*Function (\S+):", line):
             name = found.group(1)
         elif "REG:" in line:
-            usage = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
-            codes.append(_machine_code(only, name, usage, opcodes[only, name]))
+            codes.append(_machine_code(only, name, _numbers(line), opcodes[only, name]))
     return codes
+
+
+def _numbers(usage: str) -> dict[str, int]:
+    return {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", usage)}
 
 
 def _machine_code(arch: int, name: str, usage: dict[str, int], opcodes: list[str]) -> MachineCode:

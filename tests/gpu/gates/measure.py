@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-import os
 import re
 import runpy
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,30 +71,35 @@ def shipped() -> dict[tuple[int, str], cubin.MachineCode]:
 
 
 @functools.cache
-def compiled(backend: str, arch: int) -> dict[Key, Compiled]:
+def compiled(backend: str, arch: int, operators: tuple[Operator, ...] = OPERATORS) -> dict[Key, Compiled]:
     """Every instance of every kernel that the cases launch, compiled for ``arch``."""
     launched = arch if backend == "triton" else EXECUTED[0]  # the PTX of which is not looked at
-    return compiled_rows(_runs(backend, launched, execute=False, sized_as=arch), backend, arch)
+    return compiled_rows(_runs(operators, backend, launched, execute=False, sized_as=arch), backend, arch)
 
 
 @functools.cache
-def traffic(backend: str, arch: int) -> dict[Key, Traffic]:
+def traffic(backend: str, arch: int, operators: tuple[Operator, ...] = OPERATORS) -> dict[Key, Traffic]:
     """What every kernel moves when the emulator runs the cases, and every operator as a whole."""
-    return traffic_rows(_runs(backend, arch, execute=True), backend, arch)
+    return traffic_rows(_runs(operators, backend, arch, execute=True), backend, arch)
 
 
 def compiled_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Compiled]:
-    """What was launched, compiled for ``arch``; each instance once."""
+    """What was launched, compiled for ``arch``; each instance once.
+
+    An instance is what the compiler was asked for: of Triton a specialisation, of CUDA C++ the template arguments. What
+    came out cannot tell them apart: cubins hold the path of the source, so whether those of two specialisations are the
+    same bytes depends on the folders from which Triton's cache was filled.
+    """
     rows: dict[Key, Compiled] = {}
     seen: set[Any] = set()
     launches = [(run, launch) for run in runs for launch in run.launches]
     if backend == "triton":
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # disassembling is slow, and another process does it
-            list(pool.map(cubin.read, {launch.cubin for _, launch in launches}))
+        cubin.read_kernels((launch.cubin for _, launch in launches), arch)
     for call, launch in launches:
         instance = names.readable(launch.kernel)
         threads = math.prod(launch.block)
-        same = (launch.cubin if backend == "triton" else instance, threads, launch.shared)
+        asked_for = launch.metadata["hash"] if backend == "triton" else instance
+        same = (asked_for, threads, launch.shared)
         if same in seen:
             continue
         seen.add(same)
@@ -165,9 +168,11 @@ def _only(binary: bytes) -> cubin.MachineCode:
     return code
 
 
-def _runs(backend: str, arch: int, *, execute: bool, sized_as: int | None = None) -> Iterator[Run]:
+def _runs(
+    operators: Iterable[Operator], backend: str, arch: int, *, execute: bool, sized_as: int | None = None
+) -> Iterator[Run]:
     """Call every operator on every problem on the emulated GPU."""
-    for operator in OPERATORS:
+    for operator in operators:
         kernels = [kernel for kernel in operator.kernels if backend in kernel.backends]
         for name, sizes in operator.problems.items() if kernels else ():
             for dtype in operator.dtypes:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gates.cases import OPERATORS
+from gates.promises import Operator
 from gates.records import Key
 
 PATH = Path(__file__).parents[1] / "kernels.json"
@@ -41,8 +43,12 @@ def save(table: Table, path: Path = PATH) -> None:
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
-def measured() -> Table:
-    """The table as it would be made now; RuntimeError where a tool is missing."""
+def measured(operators: tuple[Operator, ...] = OPERATORS) -> Table:
+    """The rows of ``operators`` as they would be made now.
+
+    Raises:
+        RuntimeError: a tool is missing.
+    """
     from gates import measure
 
     for backend in measure.ARCHITECTURES:
@@ -52,20 +58,79 @@ def measured() -> Table:
         key: row.fields()
         for backend, architectures in measure.ARCHITECTURES.items()
         for arch in architectures
-        for key, row in measure.compiled(backend, arch).items()
+        for key, row in measure.compiled(backend, arch, operators).items()
     }
     traffic = {
         key: row.fields()
         for backend in measure.ARCHITECTURES
         for arch in measure.EXECUTED
-        for key, row in measure.traffic(backend, arch).items()
+        for key, row in measure.traffic(backend, arch, operators).items()
     }
     return Table({backend: measure.compiler(backend) for backend in measure.ARCHITECTURES}, compiled, traffic)
 
 
-def of(rows: Mapping[Key, Any], *, backend: str, arch: int) -> dict[Key, Any]:
-    """The rows of one backend and architecture."""
-    return {key: row for key, row in rows.items() if (key.backend, key.arch) == (backend, arch)}
+def launching(names: Iterable[str], operators: Iterable[Operator] = OPERATORS) -> tuple[Operator, ...]:
+    """The operators that have one of these names, or a kernel that has.
+
+    Raises:
+        ValueError: nothing has one of the names.
+    """
+    names, operators = set(names), tuple(operators)
+    named = {operator: {operator.name, *(kernel.name for kernel in operator.kernels)} for operator in operators}
+    if unknown := names.difference(*named.values()):
+        raise ValueError(f"no operator and no kernel is called {', '.join(sorted(unknown))}")
+    return tuple(operator for operator in operators if named[operator] & names)
+
+
+def replaced(recorded: Table, rows: Table, operators: Iterable[Operator]) -> Table:
+    """``recorded`` with ``rows`` in the place of all that it has of these operators.
+
+    Raises:
+        ValueError: other compilers made the rows, so that they cannot stand in one table.
+    """
+    if rows.made_with != recorded.made_with:
+        raise ValueError(
+            f"the table was made with {recorded.made_with}, but here is {rows.made_with}: remake all of it"
+        )
+    names = {operator.name for operator in operators}
+    return Table(
+        recorded.made_with,
+        _replaced(recorded.compiled, rows.compiled, names),
+        _replaced(recorded.traffic, rows.traffic, names),
+    )
+
+
+def _replaced(recorded: Mapping[Key, Any], rows: Mapping[Key, Any], names: set[str]) -> dict[Key, Any]:
+    """In the order of a table that is made in one go, and without operators that are no more."""
+    entries = {operator.name: operator for operator in OPERATORS}
+    order = list(entries)
+    backends = list(dict.fromkeys(key.backend for key in recorded))
+
+    def place(key: Key) -> tuple[int, ...]:
+        entry = entries[key.operator]
+        within = (
+            (key.problem, list(entry.problems)),
+            (key.dtype, list(entry.dtypes)),
+            (key.kernel, [kernel.name for kernel in entry.kernels]),
+        )
+        found = (values.index(value) if value in values else len(values) for value, values in within)
+        return backends.index(key.backend), key.arch, order.index(key.operator), *found
+
+    kept = {key: row for key, row in recorded.items() if key.operator in entries and key.operator not in names}
+    kept.update(rows)
+    return {key: kept[key] for key in sorted(kept, key=place)}
+
+
+def of(
+    rows: Mapping[Key, Any], *, backend: str, arch: int, operators: Iterable[Operator] = OPERATORS
+) -> dict[Key, Any]:
+    """The rows of one backend and architecture, and of these operators where not all are wanted."""
+    names = None if operators is OPERATORS else {operator.name for operator in operators}
+    return {
+        key: row
+        for key, row in rows.items()
+        if (key.backend, key.arch) == (backend, arch) and (names is None or key.operator in names)
+    }
 
 
 def _keyed(rows: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:

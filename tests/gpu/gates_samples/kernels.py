@@ -41,3 +41,10 @@ def greedy_kernel(x, y, rows: tl.constexpr, columns: tl.constexpr):
 def atomic_kernel(x, y, block: tl.constexpr):
     i = tl.program_id(0) * block + tl.arange(0, block)
     tl.atomic_add(y + i % 4, tl.load(x + i))
+
+
+@triton.jit
+def labelled_copy_kernel(x, y, label, block: tl.constexpr):
+    """No instruction depends on the label."""
+    i = tl.program_id(0) * block + tl.arange(0, block)
+    tl.store(y + i, tl.load(x + i))
