@@ -137,7 +137,10 @@ def require_cpu_capability() -> None:
     """
     asked, used = cpu_capability()
     if asked is not None and asked != used:
-        raise RuntimeError(f"MLIP_KERNELS_CPU_CAPABILITY: expected what this processor has, got {asked}; {used} would run")
+        raise RuntimeError(
+            f"MLIP_KERNELS_CPU_CAPABILITY: expected an instruction set that this processor has, got {asked};"
+            f" {used or 'no kernel'} would run"
+        )
 
 
 def permuted(x: Tensor) -> Tensor:
