@@ -16,13 +16,18 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f)
 STYLED := $(shell find csrc tests/gpu -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
-.PHONY: test train lint format bench gpu-report gpu-table clean
+.PHONY: test train kill-cycles lint format bench gpu-report gpu-table clean
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
 
 train: $(VENV)/.installed
-	$(BIN)/python -m mlip_kernels.train --data openmoji $(ARGS)
+	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/python -m mlip_kernels.train --data openmoji $(ARGS)
+
+# KILLS training runs that are killed, and resumed, and compared with one that was not
+KILLS ?= 200
+kill-cycles: $(VENV)/.installed
+	KILL_CYCLES=$(KILLS) $(BIN)/python -m pytest tests/robustness/test_killed_runs.py $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
@@ -59,7 +64,10 @@ $(BIN)/python:
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	@command -v $(firstword $(or $(CXX),c++)) > /dev/null || \
 	    echo "make: no C++ compiler, so the slower PyTorch reference will run; on Debian and Ubuntu: apt install g++"
-	@$(BIN)/python -c 'import torch, torchvision' 2> /dev/null || $(BIN)/python -m pip install --quiet $(TORCH)
+	@$(BIN)/python -c 'import torch, torchvision' 2> /dev/null || { \
+	    echo "make: installing PyTorch in $(VENV), a download of up to 3 GB: 2 to 10 minutes, once"; \
+	    $(BIN)/python -m pip install $(TORCH); }
+	@echo "make: installing this package with its extras and compiling its kernels: 2 to 5 minutes, once"
 	$(BIN)/python -m pip install --quiet --editable '.[train,test]'
 	@touch $@
 
