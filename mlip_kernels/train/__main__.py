@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 except Exception as failure:  # the run is finished, whatever a picture of it may need
                     _say("warning", f"the run is finished, but its report could not be drawn: {_one_line(failure)}")
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as failure:
-        _say("error", _one_line(failure))
+        if leads or not isinstance(failure, FloatingPointError):  # which all processes raise alike
+            _say("error", _one_line(failure))
         return 2
     except KeyboardInterrupt:
         if leads:

@@ -11,7 +11,7 @@ import pytest
 from mlip_kernels.train import lock
 
 HOLD = (
-    "import importlib.util, pathlib, sys, time\n"
+    "import pathlib, sys, time\n"
     "from mlip_kernels.train.lock import exclusive\n"
     "with exclusive(pathlib.Path(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
@@ -21,13 +21,13 @@ HOLD = (
 
 def test_a_folder_in_use_is_refused_until_its_process_is_gone(tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(ValueError, match=f"output: .* in use by another run .process {holder.pid} on "),
-            lock.exclusive(tmp_path),
-        ):
-            pass
-        holder.send_signal(signal.SIGKILL)
+        try:
+            assert holder.stdout.readline() == "held\n"
+            held = f"output: .* in use by another run .process {holder.pid} on "
+            with pytest.raises(ValueError, match=held), lock.exclusive(tmp_path):
+                pass
+        finally:
+            holder.send_signal(signal.SIGKILL)
     with lock.exclusive(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
