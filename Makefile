@@ -1,4 +1,5 @@
-# make test | test-gpu | test-capped | train | fuzz | sanitize | mutations | lint | format | bench | gpu-report | gpu-table | clean
+# make test | test-gpu | test-capped | train | lint | format | bench | gpu-report | gpu-table | clean
+# beyond CI: make fuzz | sanitize | mutations | kill-cycles
 #
 # The first target that needs it makes .venv: torch first (kept if it is there already), then this package with its
 # extras. It is made again only when pyproject.toml, setup.py or a C++ or CUDA source changes. Variables:
@@ -21,7 +22,7 @@ STYLED := $(shell find csrc tests/gpu -name '*.cpp' -o -name '*.cu' -o -name '*.
 # Threads of several processes would wait for each other on the same cores; tests that need more than one ask for them.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: test test-gpu test-capped sanitize train fuzz mutations lint format bench gpu-report gpu-table clean
+.PHONY: test test-gpu test-capped sanitize train kill-cycles fuzz mutations lint format bench gpu-report gpu-table clean
 
 test: $(VENV)/.installed
 	$(PYTEST) --dist loadfile $(ARGS)
@@ -41,7 +42,12 @@ test-capped: $(VENV)/.installed
 	MLIP_KERNELS_CPU_CAPABILITY=$(CAPABILITY) $(CAPS_$(CAPABILITY)) $(PYTEST) --dist loadfile $(OPERATORS_AND_MODELS) $(ARGS)
 
 train: $(VENV)/.installed
-	$(BIN)/python -m mlip_kernels.train --data openmoji $(ARGS)
+	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/python -m mlip_kernels.train --data openmoji $(ARGS)
+
+# KILLS training runs that are killed, and resumed, and compared with one that was not
+KILLS ?= 200
+kill-cycles: $(VENV)/.installed
+	KILL_CYCLES=$(KILLS) $(BIN)/python -m pytest tests/robustness/test_killed_runs.py $(ARGS)
 
 # the CPU kernels compiled with AddressSanitizer and UndefinedBehaviorSanitizer (a build of its own, in build/sanitized)
 # under the tests of the operators; the first access out of bounds ends them. ARGS="..." chooses other tests
@@ -98,7 +104,10 @@ $(BIN)/python:
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	@command -v $(firstword $(or $(CXX),c++)) > /dev/null || \
 	    echo "make: no C++ compiler, so the slower PyTorch reference will run; on Debian and Ubuntu: apt install g++"
-	@$(BIN)/python -c 'import torch, torchvision' 2> /dev/null || $(BIN)/python -m pip install --quiet $(TORCH)
+	@$(BIN)/python -c 'import torch, torchvision' 2> /dev/null || { \
+	    echo "make: installing PyTorch in $(VENV), a download of up to 3 GB: 2 to 10 minutes, once"; \
+	    $(BIN)/python -m pip install $(TORCH); }
+	@echo "make: installing this package with its extras and compiling its kernels: 2 to 5 minutes, once"
 	$(BIN)/python -m pip install --quiet --editable '.[train,test]'
 	@touch $@
 

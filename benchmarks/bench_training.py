@@ -22,6 +22,7 @@ from mlip_kernels import use_reference
 from mlip_kernels.models import MLIP, MLIPConfig, MLIPLoss
 from mlip_kernels.patch import timm as patch
 from mlip_kernels.patch import tome
+from mlip_kernels.train import precision
 from mlip_kernels.train.config import SMALL
 
 PAIRS = 16
@@ -37,7 +38,7 @@ MODELS = {"clip": MERGED.clip(), "mlip": UNMERGED, "mlip, keep_rate 0.7": MERGED
 
 
 def training_step(config: MLIPConfig) -> Callable[[], None]:
-    """Forward, loss, backward and AdamW of a fresh model, as the trainer runs them."""
+    """Forward, loss, backward and AdamW of a fresh model, as the trainer runs them, in the precision it would take."""
     torch.manual_seed(0)
     model, loss = MLIP(config).to(DEVICE), MLIPLoss(config.loss)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -45,9 +46,10 @@ def training_step(config: MLIPConfig) -> Callable[[], None]:
     images = torch.randn(PAIRS, 3, side, side, device=DEVICE)
     text = torch.randint(1, 400, (PAIRS, config.text.context_length), device=DEVICE)
     text[:, 0], text[:, 8], text[:, 9:] = 49406, 49407, 0
+    autocast = precision.resolve("auto", DEVICE).autocast(DEVICE)
 
     def step() -> None:
-        with torch.autocast(DEVICE.type, torch.bfloat16):
+        with autocast:
             terms = loss(model(images, text))
         terms["loss"].backward()
         optimizer.step()
@@ -66,6 +68,7 @@ def best() -> dict[str, float]:
 @pytest.mark.parametrize("name", MODELS)
 def test_training_step(benchmark, best, name):
     benchmark.group = f"training step, {PAIRS} pairs"
+    benchmark.extra_info["precision"] = precision.resolve("auto", DEVICE).name
     benchmark.extra_info["pairs/s"] = round(PAIRS / best[name], 2)
     for other in MODELS:
         if other != name:

@@ -1,15 +1,18 @@
 """MLIP-style models: thin classes on timm's image and open_clip's text transformers (needs the ``train`` extra)."""
 
-from mlip_kernels.models.config import (
-    FrequencyConfig,
-    ImageConfig,
-    LossConfig,
-    MergingConfig,
-    MLIPConfig,
-    TextConfig,
-)
-from mlip_kernels.models.loss import MLIPLoss
-from mlip_kernels.models.mlip import MLIP, MLIPFeatures
+from mlip_kernels._extras import needing
+
+with needing("train", "mlip_kernels.models"):
+    from mlip_kernels.models.config import (
+        FrequencyConfig,
+        ImageConfig,
+        LossConfig,
+        MergingConfig,
+        MLIPConfig,
+        TextConfig,
+    )
+    from mlip_kernels.models.loss import MLIPLoss
+    from mlip_kernels.models.mlip import MLIP, MLIPFeatures
 
 __all__ = [
     "MLIP",

@@ -17,6 +17,7 @@ from mlip_kernels.models.config import (
     TextConfig,
 )
 from mlip_kernels.ops.arguments import check_choice, check_integer, check_number
+from mlip_kernels.train.precision import CHOICES
 
 SMALL = MLIPConfig(
     image=ImageConfig(image_size=64, patch_size=8, width=192, depth=6, heads=3),
@@ -65,6 +66,11 @@ class TrainConfig:
     """Folder for logs, checkpoints and the report."""
     resume: bool = False
     """Continue from the newest checkpoint in ``output``, bit for bit; start at step 0 where there is none."""
+    resume_from: str | None = None
+    """Continue from this checkpoint instead; newer ones of the run are renamed, so that they are out of the way."""
+    allow_other: tuple[Literal["data", "world_size"], ...] = ()
+    """What may differ from the resumed run: the pairs, or the number of processes where its product with
+    ``batch_size`` stays. Otherwise this is refused, as the run would go on with other numbers."""
     overwrite: bool = False
     """Remove an earlier run in ``output`` instead of refusing to start."""
 
@@ -83,9 +89,11 @@ class TrainConfig:
     clip_gradients: float = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
     accumulate: int = 1
-    """Micro-batches of one optimiser step; each is its own contrastive batch, so negatives do not grow."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Autocast dtype of the towers; parameters and losses stay float32."""
+    """Micro-batches of one optimiser step. Together they are one contrastive batch, so negatives grow with them; it
+    takes the memory of one micro-batch, and every pair but those of the last one is encoded twice."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Autocast dtype of the towers; parameters and losses stay float32. ``auto`` is bfloat16 where the hardware has
+    it (GPUs since Ampere, processors with AVX-512-BF16 or AMX), else float32."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of keeping their activations."""
     gather: Literal["all", "ring"] = "all"
@@ -115,12 +123,14 @@ class TrainConfig:
             check_number(name, getattr(self, name), minimum=0.0)
         for beta in self.betas:
             check_number("betas", beta, minimum=0.0, maximum=1.0)
-        check_choice("precision", self.precision, ("bfloat16", "float32"))
+        check_choice("precision", self.precision, CHOICES)
         check_choice("gather", self.gather, ("all", "ring"))
         check_choice("operators", self.operators, ("fused", "reference"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
-        if self.resume and self.overwrite:
-            raise ValueError("overwrite: expected False together with resume=True, got True")
+        for difference in self.allow_other:
+            check_choice("allow_other", difference, ("data", "world_size"))
+        if self.overwrite and (self.resume or self.resume_from is not None):
+            raise ValueError("overwrite: expected False together with resume or resume_from, got True")
         self.data_config()
 
     def data_config(self) -> DataConfig:

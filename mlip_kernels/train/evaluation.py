@@ -12,6 +12,8 @@ from mlip_kernels.data import Batch
 from mlip_kernels.models import MLIP
 
 RANKS = (1, 5, 10)
+NAMES = tuple(f"{direction}@{k}" for direction in ("image_to_text", "text_to_image") for k in RANKS)
+"""Of the figures of an evaluation."""
 
 
 class Retrieval(NamedTuple):

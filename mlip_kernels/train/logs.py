@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
+from collections.abc import Collection
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
+
+from mlip_kernels.train import files
+from mlip_kernels.train.files import naming, replacing, synchronise
+
+COLUMNS = ("step", "name", "value")
 
 
 class Logs:
@@ -14,33 +22,80 @@ class Logs:
     Args:
         folder: of the run.
         first_step: rows of this step and later are leftovers of an interrupted run and are dropped.
+        again: names that the run will write once more for the step before ``first_step``; their rows are dropped.
+
+    Raises:
+        OSError: here and in every method, if a file cannot be read or written; names it.
+        ValueError: if ``metrics.csv`` holds something else; names the line.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int, again: Collection[str] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.csv"
-        kept = [row for row in read(self.path) if row[0] < first_step] if self.path.exists() else []
-        self._file = self.path.open("w", newline="")
-        self._rows = csv.writer(self._file)
-        self._rows.writerow(("step", "name", "value"))
-        self._rows.writerows((step, name, repr(value)) for step, name, value in kept)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        kept = [
+            (step, name, repr(value))
+            for step, name, value in (read(self.path) if self.path.exists() else [])
+            if step < first_step - 1 or (step == first_step - 1 and name not in again)
+        ]
+        with replacing(self.path) as file:
+            file.write(_table([COLUMNS, *kept]))
+        self._file = files.open_binary(self.path, "ab")
+        self._tensorboard_folder = folder / "tensorboard"
+        with naming(self._tensorboard_folder):
+            self._tensorboard = SummaryWriter(str(self._tensorboard_folder), purge_step=first_step)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Append one value per name for ``step`` and flush."""
-        for name, value in scalars.items():
-            self._rows.writerow((step, name, repr(value)))
-            self._tensorboard.add_scalar(name, value, step)
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(_table([(step, name, repr(value)) for name, value in scalars.items()]))
+            self._file.flush()
+        with naming(self._tensorboard_folder):
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def note(self, step: int, text: str) -> None:
+        """Show ``text`` in TensorBoard."""
+        with naming(self._tensorboard_folder):
+            self._tensorboard.add_text("resumed", text, step)
+
+    def synchronise(self) -> None:
+        """Wait until everything written so far is on disk."""
+        with naming(self.path):
+            os.fsync(self._file.fileno())
+        with naming(self._tensorboard_folder):
+            self._tensorboard.flush()
+        for path in (*self._tensorboard_folder.iterdir(), self._tensorboard_folder):
+            synchronise(path)
 
     def close(self) -> None:
         """Finish both files."""
-        self._file.close()
-        self._tensorboard.close()
+        with naming(self.path):
+            self._file.close()
+        with naming(self._tensorboard_folder):
+            self._tensorboard.close()
+
+
+def _table(rows: list[tuple]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 def read(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a ``metrics.csv``; a last row that a killed process left unfinished is passed over."""
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    return [(int(row[0]), row[1], float(row[2])) for row in rows if len(row) == 3 and row[2]]
+    """The rows of a ``metrics.csv``; a last row that a killed process left unfinished is passed over.
+
+    Raises:
+        OSError: if the file cannot be read; names it.
+        ValueError: if the file holds something else; names it and the line.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end is unfinished
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            step, name, value = line.decode().rstrip("\r").split(",")
+            rows.append((int(step), name, float(value)))
+        except ValueError as failure:
+            raise ValueError(
+                f"{path}, line {number}: expected a step, a name and a value, got {line[:80]!r}"
+            ) from failure
+    return rows

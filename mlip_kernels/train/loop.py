@@ -8,13 +8,11 @@ bit for bit, and a checkpoint needs no state of any random number generator.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import math
-import shutil
 import signal
+import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +24,17 @@ from tqdm import tqdm
 
 from mlip_kernels import use_reference
 from mlip_kernels.data import Batch, ImageTextData, open_data
-from mlip_kernels.models import MLIP, MLIPConfig, MLIPLoss
-from mlip_kernels.train import checkpoint
+from mlip_kernels.models import MLIP, MLIPFeatures, MLIPLoss
+from mlip_kernels.train import accumulation, checkpoint, resume
 from mlip_kernels.train.config import TrainConfig
-from mlip_kernels.train.evaluation import Retrieval, evaluate
+from mlip_kernels.train.evaluation import NAMES, Retrieval, evaluate
+from mlip_kernels.train.lock import exclusive
 from mlip_kernels.train.logs import Logs
 from mlip_kernels.train.optimizer import build_optimizer, learning_rate
+from mlip_kernels.train.precision import resolve
 from mlip_kernels.train.processes import Processes, processes
+from mlip_kernels.train.resume import Circumstances, Resumed
+from mlip_kernels.train.timing import Stopwatch
 
 
 class Outcome(NamedTuple):
@@ -55,139 +57,183 @@ class Outcome(NamedTuple):
 def train(config: TrainConfig) -> Outcome | None:
     """Run ``config`` to its end, or to the first SIGINT or SIGTERM, which checkpoint and stop.
 
+    What a reader of the results should know (the precision, what changed since the checkpoint) goes to standard error.
+
     Returns:
         The outcome, or ``None`` in processes other than the first.
 
     Raises:
-        ValueError, FileNotFoundError: for a bad configuration, missing data or a run in the way; before work starts.
-        FloatingPointError: if the loss stops being finite; the message names the step and the terms.
+        ValueError: for a bad configuration, a run in the way or at work, or a checkpoint that cannot be continued;
+            before work starts.
+        OSError: if a file is missing or cannot be read or written; names it.
+        FloatingPointError: if the loss or a gradient stops being finite; the message names the step and the terms.
+        OtherProcessError: if another process of the run raises one of these.
     """
     operators = use_reference() if config.operators == "reference" else contextlib.nullcontext()
-    with processes(config.device) as place, operators:
-        return Run(config, place).complete()
+    with processes(config.device) as place, operators, contextlib.ExitStack() as stack:
+        data = place.together(lambda: open_data(config.data_config(), rank=place.rank, world_size=place.world_size))
+        lock = exclusive(Path(config.output)) if place.leads else contextlib.nullcontext()
+        place.together(lambda: stack.enter_context(lock))
+        return Run(config, place, data).complete()
 
 
 class Run:
     """State of one run in one process."""
 
-    def __init__(self, config: TrainConfig, place: Processes) -> None:
-        self.config, self.place = config, place
+    def __init__(self, config: TrainConfig, place: Processes, data: ImageTextData) -> None:
+        self.config, self.place, self.data = config, place, data
         self.folder = Path(config.output)
-        self.data = open_data(config.data_config(), rank=place.rank, world_size=place.world_size)
-        saved = self._saved_state()
+        digests = place.all_of(data.digest())
+        self.precision = place.from_first(lambda: resolve(config.precision, place.device))
+        self.circumstances = Circumstances(
+            data=digests[0],
+            world_size=place.world_size,
+            precision=self.precision.name,
+            device=place.device.type,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__.partition("+")[0],
+        )
+        self._say(f"precision {self.precision.name}: {self.precision.reason}")
+        resumed = place.from_first(lambda: self._resumed(digests))
         torch.manual_seed(config.seed)
         self.model = MLIP(config.model).to(place.device)
         self.model.set_gradient_checkpointing(config.gradient_checkpointing)
         self.optimizer = build_optimizer(self.model, config)
-        self.step, self.before, self.seconds = 0, None, 0.0
-        if saved is not None:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.step, self.before = saved["step"], saved["before"]
+        self.step = 0
+        self.before: dict[str, float] | None = None
+        self.history: list[dict[str, Any]] = []
+        if resumed is not None:
+            place.together(lambda: self._continue(resumed))
         self.loss = MLIPLoss(config.model.loss, place.rank, place.world_size, gather=config.gather)
         self.parallel: nn.Module = self.model
         if place.world_size > 1:
             self.parallel = DistributedDataParallel(self.model)
-        self.autocast = torch.autocast(place.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        self.autocast = self.precision.autocast(place.device)
+        self.stopwatch = Stopwatch(place.device)
         self.interrupted = False
 
-    def _saved_state(self) -> dict | None:
-        """State to resume from; refuses to mix a new run with an earlier one."""
-        found = checkpoint.checkpoints(self.folder / "checkpoints")
-        self.place.wait()
-        if self.config.resume and found:
-            state = checkpoint.load(found[-1])
-            saved_model = MLIPConfig.from_dict(state["config"]["model"])
-            if saved_model != self.config.model:
-                raise ValueError(f"resume: {found[-1]} holds another model configuration; give the options of that run")
-            changed = _changed(state["config"], self.config.to_dict())
-            if changed:
-                raise ValueError(f"resume: {found[-1]} was made with other options: {changed}")
-            return state
-        if found and not self.config.overwrite:
-            raise ValueError(
-                f"output: {self.folder} holds a run ({found[-1].name}); pass --resume to continue it, --overwrite to "
-                "replace it, or another --output"
-            )
-        if self.place.leads and self.config.overwrite and self.folder.exists():
-            for part in ("checkpoints", "tensorboard"):
-                shutil.rmtree(self.folder / part, ignore_errors=True)
-            (self.folder / "metrics.csv").unlink(missing_ok=True)
-        self.place.wait()
-        return None
+    def _say(self, message: str) -> None:
+        if self.place.leads:
+            tqdm.write(f"mlip-train: {message}", file=sys.stderr)
+
+    def _resumed(self, digests: list[str]) -> Resumed | None:
+        """What to continue from, in the first process; an earlier run that is to be replaced is gone afterwards."""
+        differing = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if differing:
+            raise ValueError(f"data: process {differing[0]} sees other pairs than process 0")
+        path = resume.find(self.config)
+        resumed = None if path is None else resume.load(path, self.config, self.circumstances)
+        for deed in resume.clear_the_way(self.config, resumed):
+            self._say(deed)
+        return resumed
+
+    def _continue(self, resumed: Resumed) -> None:
+        """Take over the state of a checkpoint."""
+        state = resumed.state
+        given = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as failure:
+            reason = " ".join(str(failure).split())
+            raise ValueError(f"{resumed.path}: its parameters do not fit the model: {reason[:300]}") from failure
+        for group, options in zip(self.optimizer.param_groups, given, strict=True):
+            group.update(options)
+        self.step, self.before, self.history = state["step"], state["before"], state["history"]
+        self._say(f"continuing from step {self.step} of {resumed.path}")
+        if resumed.changes:
+            self.history.append({"step": self.step, "changes": resumed.changes})
+            self._say(f"from here on the numbers are not those of the run as it was: {'; '.join(resumed.changes)}")
 
     def complete(self) -> Outcome | None:
         """Train from the current step to the last."""
+        if not self.place.leads:
+            return self._complete(None)
+        repeated = NAMES if self.step == self.config.steps else ()  # a finished run evaluates once more
+        with contextlib.closing(Logs(self.folder, self.step + 1, repeated)) as logs:
+            for entry in self.history:
+                logs.note(entry["step"], "; ".join(entry["changes"]))
+            return self._complete(logs)
+
+    def _complete(self, logs: Logs | None) -> Outcome | None:
         config, place = self.config, self.place
-        logs = Logs(self.folder, self.step + 1) if place.leads else None
         first = self.step
         if self.before is None:
             self.before = self._evaluate().recall
-        with self._stop_on_signal():
+        with (
+            self._stop_on_signal(),
+            tqdm(total=config.steps, initial=first, desc="train", unit="step", disable=not place.leads) as bar,
+        ):
             batches = self._micro_batches(self.step * config.accumulate)
-            bar = tqdm(total=config.steps, initial=self.step, desc="train", unit="step", disable=not place.leads)
             stopping = False
+            self.stopwatch.start()
             while self.step < config.steps and not stopping:
-                began = time.perf_counter()
                 terms, norm = self._optimise(batches)
-                self.seconds += time.perf_counter() - began
                 self.step += 1
                 bar.update()
                 stopping = place.any(self.interrupted)
                 last = stopping or self.step == config.steps
                 saving = last or self.step % config.checkpoint_every == 0
-                if saving or self.step % config.log_every == 0:
+                logging = saving or self.step % config.log_every == 0
+                evaluating = config.evaluate_every and self.step % config.evaluate_every == 0 and not last
+                if not (logging or evaluating):
+                    continue
+                self.stopwatch.stop()
+                if logging:
                     scalars = self._scalars(terms, norm, self.step - first)
                     bar.set_postfix(loss=f"{scalars['loss']:.3f}", pairs_per_s=f"{scalars['pairs_per_second']:.0f}")
                     if logs is not None:
                         logs.write(self.step, scalars)
-                if config.evaluate_every and self.step % config.evaluate_every == 0 and not last:
+                if evaluating:
                     recall = self._evaluate().recall
                     if logs is not None:
                         logs.write(self.step, recall)
                 if saving:
-                    self._save()
-            bar.close()
+                    self._save(logs)
+                self.stopwatch.start()
         retrieval = self._evaluate()
         if logs is None:
             return None
         logs.write(self.step, retrieval.recall)
-        logs.close()
+        seconds = self.stopwatch.seconds
         return Outcome(
             steps=self.step,
             before=self.before,
             after=retrieval.recall,
-            pairs_per_second=self._pairs(self.step - first) / self.seconds if self.seconds else math.nan,
+            pairs_per_second=self._pairs(self.step - first) / seconds if seconds else math.nan,
             retrieval=retrieval,
             model=self.model,
             data=self.data,
         )
 
     def _optimise(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimiser step; the loss terms averaged over its micro-batches, and the norm of the gradient."""
+        """One optimiser step; the loss terms of its micro-batches as one batch, and the norm of the gradient."""
         config, place = self.config, self.place
-        torch.manual_seed(_seed(config.seed, self.step, place.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
         self.parallel.train()
         self.optimizer.zero_grad(set_to_none=True)
-        total: dict[str, Tensor] = {}
-        for micro in range(config.accumulate):
-            batch = next(batches)
-            images = batch.images.to(place.device, non_blocking=True)
-            text = batch.text.to(place.device, non_blocking=True)
-            with self._exchange_gradients(micro == config.accumulate - 1):
-                with self.autocast:
-                    features = self.parallel(images, text, step=self.step)
-                    terms = self.loss(features)
-                (terms["loss"] / config.accumulate).backward()
-            for name, term in terms.items():
-                total[name] = total.get(name, 0.0) + term.detach() / config.accumulate
+        parts = [next(batches) for _ in range(config.accumulate)]
+
+        def encode(number: int) -> MLIPFeatures:
+            # The same random numbers each time. The last micro-batch has those of a step without others.
+            behind = config.accumulate - 1 - number
+            torch.manual_seed(_seed(config.seed, self.step, place.rank, *([behind] if behind else [])))
+            images = parts[number].images.to(place.device, non_blocking=True)
+            text = parts[number].text.to(place.device, non_blocking=True)
+            with self.autocast:
+                return self.parallel(images, text, step=self.step)
+
+        def loss(features: MLIPFeatures) -> dict[str, Tensor]:
+            with self.autocast:
+                return self.loss(features)
+
+        terms = accumulation.backward(config.accumulate, encode, loss, self._exchange_gradients)
         limit = config.clip_gradients or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
         self.model.clamp_logit_scales()
-        return total, norm
+        return terms, norm
 
     def _exchange_gradients(self, now: bool) -> contextlib.AbstractContextManager:
         """DDP sums gradients over the processes in the last micro-batch only."""
@@ -204,19 +250,35 @@ class Run:
 
     def _scalars(self, terms: dict[str, Tensor], norm: Tensor, steps: int) -> dict[str, float]:
         values = {name: float(self.place.mean(term)) for name, term in terms.items()}
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss is not finite after step {self.step}: {values}; the last checkpoint is intact. "
-                "Try a lower --learning-rate or --precision float32"
-            )
+        values["gradient_norm"] = float(norm)
+        self._require_finite(values)
         scales = {n: float(p.detach().exp()) for n, p in self.model.named_parameters() if n.startswith("logit_scale")}
         return {
             **values,
             **scales,
-            "gradient_norm": float(norm),
             "learning_rate": learning_rate(self.step - 1, self.config),
-            "pairs_per_second": self._pairs(steps) / self.seconds,
+            "pairs_per_second": self._pairs(steps) / self.stopwatch.seconds,
         }
+
+    def _require_finite(self, values: dict[str, float]) -> None:
+        """Raise if one of ``values`` is not finite; what is said of checkpoints is looked up in the folder."""
+        poor = [name for name, value in values.items() if not math.isfinite(value)]
+        if poor:
+            saved = checkpoint.checkpoints(self.folder / "checkpoints")
+            kept = f"{saved[-1]} is from before and can be resumed" if saved else "no checkpoint had been saved"
+            raise FloatingPointError(
+                f"{', '.join(poor[:5])}: not finite after step {self.step}; nothing of it was saved, {kept}. "
+                "Try a lower --learning-rate or --precision float32, which --resume takes"
+            )
+
+    def _require_finite_state(self) -> None:
+        """Raise if a parameter or a moment of the optimiser is not finite."""
+        states = {f"parameter {name}": parameter.detach() for name, parameter in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            for key, moment in self.optimizer.state.get(parameter, {}).items():
+                states[f"{key} of {name}"] = moment
+        largest = torch.stack([state.abs().amax().float() for state in states.values()]).tolist()
+        self._require_finite(dict(zip(states, largest, strict=True)))
 
     def _pairs(self, steps: int) -> int:
         return steps * self.config.accumulate * self.config.batch_size * self.place.world_size
@@ -224,17 +286,25 @@ class Run:
     def _evaluate(self) -> Retrieval:
         return evaluate(self.model, self.data.held_out(self.config.batch_size), self.place.device, self.autocast)
 
-    def _save(self) -> None:
-        if self.place.leads:
+    def _save(self, logs: Logs | None) -> None:
+        self._require_finite_state()
+
+        def write() -> None:
+            if logs is None:
+                return
+            logs.synchronise()  # the rows up to a checkpoint are on disk before it is
             state = {
                 "step": self.step,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "before": self.before,
                 "config": self.config.to_dict(),
+                "circumstances": self.circumstances._asdict(),
+                "history": self.history,
             }
             checkpoint.save(self.folder / "checkpoints", self.step, state, self.config.keep_checkpoints)
-        self.place.wait()
+
+        self.place.together(write)
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -254,34 +324,6 @@ class Run:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-
-
-MAY_CHANGE = {
-    "checkpoint_every",
-    "cache_dir",
-    "device",
-    "evaluate_every",
-    "gather",
-    "keep_checkpoints",
-    "log_every",
-    "operators",
-    "output",
-    "overwrite",
-    "resume",
-    "workers",
-}
-"""Options that a resumed run may give anew, since they do not change what is computed."""
-
-
-def _changed(saved: dict, now: dict) -> str:
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    listed = [name for name in names if name not in MAY_CHANGE | {"model"}]
-
-    def plain(value: object) -> object:
-        return list(value) if isinstance(value, tuple) else value
-
-    differing = [name for name in listed if plain(saved.get(name)) != plain(now[name])]
-    return ", ".join(f"{name} was {saved.get(name)!r}, now {now[name]!r}" for name in differing)
 
 
 def _seed(*numbers: int) -> int:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+T = TypeVar("T")
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of the run failed, which reports why; this one ends with it."""
+
+
+class _Place(NamedTuple):
+    """Where a tensor goes in a broadcast value."""
+
+    shape: torch.Size
+    dtype: torch.dtype
 
 
 class Processes(NamedTuple):
@@ -38,10 +51,68 @@ class Processes(NamedTuple):
             return flag
         return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
-    def wait(self) -> None:
-        """Wait for the other processes."""
-        if self.world_size > 1:
-            dist.barrier()
+    def all_of(self, value: T) -> list[T]:
+        """The plain value of every process, in the order of their ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def together(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, if it succeeds in all processes; otherwise every one of them raises.
+
+        Raises:
+            OtherProcessError: if ``work`` failed elsewhere only. Where it failed, its own error.
+        """
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        failed = [rank for rank, fails in enumerate(self.all_of(failure is not None)) if fails]
+        if failure is not None:
+            raise failure
+        if failed:
+            raise OtherProcessError(f"process {failed[0]} of {self.world_size} failed")
+        return result  # type: ignore[return-value]  # without a failure it is what work returned
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns in the first process, alone called there, in all: nested tensors and plain values.
+
+        Tensors arrive on the CPU. An error in the first process ends the others as in `together`.
+        """
+        result: Any = self.together(lambda: work() if self.leads else None)
+        if self.world_size == 1:
+            return result
+        tensors: list[Tensor] = []
+
+        def leave_out(tensor: Tensor) -> _Place:
+            tensors.append(tensor)
+            return _Place(tensor.shape, tensor.dtype)
+
+        def receive(place: _Place) -> Tensor:
+            received = tensors.pop(0) if self.leads else torch.empty(place.shape, dtype=place.dtype)
+            travelling = received.to(self.device).contiguous()
+            dist.broadcast(travelling, 0)
+            return received if self.leads else travelling.cpu()
+
+        plan = [_map(result, Tensor, leave_out)]
+        dist.broadcast_object_list(plan)
+        return _map(plan[0], _Place, receive)
+
+
+def _map(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """``value`` with everything of one kind in its dicts, lists and tuples replaced."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, dict):
+        return type(value)((key, _map(item, kind, function)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(item, kind, function) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map(item, kind, function) for item in value)
+    return value
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from mlip_kernels.data.batch import CLIP_MEAN, CLIP_STD
 from mlip_kernels.models import MLIP
 from mlip_kernels.train import logs
 from mlip_kernels.train.config import TrainConfig
+from mlip_kernels.train.files import replacing
 from mlip_kernels.train.loop import Outcome
 
 EXAMPLES = 6
@@ -26,6 +27,12 @@ EXAMPLES = 6
 
 def write_report(outcome: Outcome, config: TrainConfig) -> Path:
     """Draw ``report.png`` in the output folder and return its path."""
+    # A caption may hold two dollar signs, and a matplotlibrc ask for LaTeX: captions are text, never mathematics.
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        return _write_report(outcome, config)
+
+
+def _write_report(outcome: Outcome, config: TrainConfig) -> Path:
     folder = Path(config.output)
     batches = list(outcome.data.held_out(config.batch_size))
     held_out = Batch(
@@ -51,8 +58,11 @@ def write_report(outcome: Outcome, config: TrainConfig) -> Path:
     if outcome.data.attribution:
         figure.text(0.5, -0.01, outcome.data.attribution, ha="center", va="top", fontsize=7)
     path = folder / "report.png"
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    try:
+        with replacing(path) as file:
+            figure.savefig(file, dpi=110, bbox_inches="tight", format="png")
+    finally:
+        plt.close(figure)
     return path
 
 

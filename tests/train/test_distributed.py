@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed as dist
 from torch import multiprocessing
@@ -16,6 +17,7 @@ from mlip_kernels.models import MLIP, FrequencyConfig, LossConfig, MLIPConfig, M
 from mlip_kernels.testing import assert_close, assert_identical
 from mlip_kernels.train import TrainConfig, logs, train
 from mlip_kernels.train.__main__ import parse
+from mlip_kernels.train.processes import OtherProcessError, Processes
 
 PAIRS, PROCESSES = 6, 2
 
@@ -55,10 +57,36 @@ def step(
     return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def compare(rank: int, model: MLIPConfig, store: str) -> None:
-    """In one of the processes: equal to what the whole batch gives here."""
+def fail(rank: int) -> None:
+    raise ValueError(f"of process {rank}")
+
+
+def agree(place: Processes) -> None:
+    """Values of the first process arrive in all, and no process waits for one that failed."""
+    tensor = torch.arange(4.0, dtype=torch.float64)
+    value = {"state": [tensor, {"step": torch.tensor(3)}], "name": ("a", None)}
+    received = place.from_first(lambda: value if place.leads else fail(place.rank))
+    assert_identical(received["state"][0], tensor)
+    assert_identical(received["state"][1]["step"], torch.tensor(3))
+    assert received["name"] == ("a", None)
+    for failing in range(PROCESSES):
+        expected = ValueError if place.rank == failing else OtherProcessError
+        with pytest.raises(expected, match=f"process {failing}"):
+            place.together(lambda failing=failing: fail(place.rank) if place.rank == failing else None)
+    with pytest.raises(ValueError if place.leads else OtherProcessError):
+        place.from_first(lambda: fail(place.rank))
+
+
+def in_each_process(rank: int, model: MLIPConfig, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
+    agree(Processes(rank, PROCESSES, torch.device("cpu")))
+    compare(rank, model)
+    dist.destroy_process_group()
+
+
+def compare(rank: int, model: MLIPConfig) -> None:
+    """In one of the processes: equal to what the whole batch gives here."""
     for name, config in variants(model).items():
         expected_loss, expected_gradients = step(config, 0, 1)
         for gather in ("all", "ring") if name == "separate domains" else ("all",):
@@ -67,21 +95,32 @@ def compare(rank: int, model: MLIPConfig, store: str) -> None:
             assert_close(loss.float(), expected_loss.float(), name=f"{name}, {gather}")
             for parameter, expected in expected_gradients.items():
                 assert_close(gradients[parameter].float(), expected.float(), name=f"{name}, {gather}: {parameter}")
-    dist.destroy_process_group()
 
 
-def test_two_processes_give_the_loss_and_gradients_of_one(tiny, tmp_path):
+def test_two_processes_agree_and_give_the_loss_and_gradients_of_one(tiny, tmp_path):
     image = dataclasses.replace(tiny.model.image, drop_path=0.0)
     model = dataclasses.replace(tiny.model, image=image)
-    multiprocessing.spawn(compare, (model, str(tmp_path / "store")), nprocs=PROCESSES)
+    multiprocessing.spawn(in_each_process, (model, str(tmp_path / "store")), nprocs=PROCESSES)
 
 
-def run_two_processes(arguments: list[str]) -> str:
-    """Standard output of ``mlip-train`` under ``torchrun``."""
+ON_A_NODE = (
+    "import os, sys\n"
+    "os.makedirs(os.environ['RANK'], exist_ok=True)\n"
+    "os.chdir(os.environ['RANK'])\n"
+    "from mlip_kernels.train.__main__ import main\n"
+    "sys.exit(main(sys.argv[1:]))\n"
+)
+
+
+def run_two_processes(arguments: list[str], folder: Path) -> str:
+    """Standard output of ``mlip-train`` under ``torchrun``, each process in a folder of its own, named by its rank."""
+    (folder / "on_a_node.py").write_text(ON_A_NODE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    command = [*launcher, "-m", "mlip_kernels.train", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    command = [*launcher, "on_a_node.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    finished = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300, check=False
+    )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -91,18 +130,21 @@ def losses(output: Path) -> torch.Tensor:
 
 
 def test_the_command_line_gives_the_same_losses_under_torchrun_and_resumed(tiny, tmp_path):
+    """Twelve pairs a step, at once or in two micro-batches of two processes that share no folder."""
     small = "--model.image.width 32 --model.image.heads 2 --model.image.depth 3 --model.image.image-size 32 "
     small += "--model.text.width 32 --model.text.heads 2 --model.text.depth 1 --model.embed-dim 16 --precision float32 "
     small += f"--data {tiny.data} --held-out-pairs 12 --steps 4 --log-every 1 --checkpoint-every 2"
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone, shared = tmp_path / "alone", tmp_path / "0" / "shared"
     train(parse([*small.split(), "--output", str(alone), "--batch-size", "12"]))
-    arguments = [*small.split(), "--output", str(shared), "--batch-size", str(12 // PROCESSES), "--gather", "ring"]
-    assert "held-out retrieval among 12 candidates" in run_two_processes(arguments)
+    share = f"--output shared --batch-size {12 // PROCESSES // 2} --accumulate 2 --gather ring"
+    arguments = [*small.split(), *share.split()]
+    assert "held-out retrieval among 12 candidates" in run_two_processes(arguments, tmp_path)
     # Four optimiser steps pass on the rounding of each other.
     in_one_go = losses(shared)
     assert_close(in_one_go, losses(alone), roundings=8.0 * 4**2)
+    assert not (tmp_path / "1" / "shared").exists()
     (shared / "checkpoints" / "step-00000004.pt").unlink()
-    run_two_processes([*arguments, "--resume"])
+    run_two_processes([*arguments, "--resume"], tmp_path)
     assert_identical(losses(shared), in_one_go)
 
 

@@ -1,5 +1,12 @@
 """The CSV log survives interruption."""
 
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
 from mlip_kernels.train import logs
 
 
@@ -21,3 +28,41 @@ def test_resuming_drops_rows_after_the_checkpoint_and_an_unfinished_row(tmp_path
     resumed.write(30, {"loss": 31.0})
     resumed.close()
     assert logs.read(log.path) == [(10, "loss", 10.0), (20, "loss", 20.0), (30, "loss", 31.0)]
+
+
+def test_a_kill_right_after_resuming_keeps_every_row(tmp_path):
+    log = logs.Logs(tmp_path, first_step=1)
+    log.write(10, {"loss": 10.0})
+    log.close()
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from mlip_kernels.train import logs\n"
+        "opened = logs.Logs(pathlib.Path(sys.argv[1]), first_step=11)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, env={**os.environ})
+    assert killed.returncode == -signal.SIGKILL
+    assert logs.read(log.path) == [(10, "loss", 10.0)]
+
+
+def test_a_value_cut_short_is_no_value(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,name,value\r\n10,loss,2.5\r\n20,loss,1")  # of 1.25
+    assert logs.read(path) == [(10, "loss", 2.5)]
+
+
+def test_repeated_figures_replace_those_of_before(tmp_path):
+    for value in (0.1, 0.2):
+        log = logs.Logs(tmp_path, first_step=11, again=("recall",))
+        log.write(10, {"recall": value})
+        log.close()
+    assert logs.read(log.path) == [(10, "recall", 0.2)]
+
+
+@pytest.mark.parametrize("row", [b"x,loss,1", b"1,loss", b"1,loss,x", b"\xff,loss,1", b"1," + b"a" * 200_000])
+def test_a_row_of_something_else_is_named(tmp_path, row):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,name,value\n1,loss,1.0\n" + row + b"\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv, line 3: expected a step, a name and a value") as failure:
+        logs.read(path)
+    assert len(str(failure.value)) < 500
