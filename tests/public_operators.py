@@ -66,6 +66,7 @@ CASES = {
     "merge_plan": Case(lambda metric: _maps(mk.merge_plan(metric, 4, mask=MASK)), (METRIC,)),
     "merge_plan capped": Case(lambda metric: _maps(mk.merge_plan(metric, 4, max_merges=1)), (METRIC,)),
     "merge_tokens": Case(lambda x: mk.merge_tokens(x, METRIC, 4, size=SIZE)[:2], (TOKENS,)),
+    "merge_tokens by themselves": Case(lambda x: mk.merge_tokens(x, x, 4)[:2], (TOKENS,)),
     "merge_tokens masked": Case(lambda x: mk.merge_tokens(x, METRIC, 4, mask=MASK)[:2], (TOKENS,)),
     "MergePlan merge": Case(lambda x: MASKED_PLAN.merge(x)[0], (TOKENS,)),
     "MergePlan unmerge": Case(lambda y: MASKED_PLAN.unmerge(y), (TOKENS[:, :9],)),

@@ -21,7 +21,17 @@ def every_second(x):
     return torch.stack((x, x), dim=-1)[..., 0]
 
 
-ARRANGED = {"contiguous": torch.Tensor.contiguous, "permuted": permuted, "every second": every_second}
+def batch_inside(x):
+    """The same values with the batch not outermost."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1) if x.dim() > 1 else x
+
+
+ARRANGED = {
+    "contiguous": torch.Tensor.contiguous,
+    "permuted": permuted,
+    "every second": every_second,
+    "batch inside": batch_inside,
+}
 
 
 @pytest.mark.parametrize("arrange", ARRANGED.values(), ids=ARRANGED.keys())
