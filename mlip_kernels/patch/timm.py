@@ -100,6 +100,9 @@ def apply(
 
     Blocks that are called one by one merge nothing: the model tells them what to merge. Code that runs the blocks
     itself calls ``model.forward_blocks(tokens)`` instead; ``model.forward_merged(x)`` returns the merged tokens.
+    FSDP2's ``register_fsdp_forward_method`` comes after the patch. Activation-checkpoint wrappers of blocks break the
+    graph of ``torch.compile``; for ``fullgraph=True``, use ``model.set_grad_checkpointing`` instead, or set
+    ``torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint``.
 
     Raises:
         TypeError: there is no such model, or a block, its attention or a forward is not one that merging would leave

@@ -150,6 +150,7 @@ def test_a_model_is_patched_by_tomes_names():
         (lambda m: tome.bipartite_soft_matching(m, 2.0), TypeError, "r: "),
         (lambda m: tome.bipartite_soft_matching(m[0], 2), ValueError, "metric: "),
         (lambda m: tome.kth_bipartite_soft_matching(m, -1), ValueError, "k: "),
+        (lambda m: tome.kth_bipartite_soft_matching(m, 14), ValueError, "k: expected at most the 13 tokens"),
         (lambda m: tome.random_bipartite_soft_matching(m, 13), ValueError, "r: "),
         (lambda m: tome.bipartite_soft_matching(m, 2)[0](m, mode="median"), ValueError, "mode: expected one of"),
     ],
