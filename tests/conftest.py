@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import instruction_sets
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ def pytest_report_header() -> str:
     return env.summary()
 
 
-def pytest_sessionstart() -> None:
+def pytest_configure() -> None:
     """Stop where a source folder hides the installed package, or where an instruction set is not the one asked for."""
     if said := _loading.hiding():
         raise pytest.UsageError(said)
