@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import instruction_sets
 import pytest
 import torch
 
