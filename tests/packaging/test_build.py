@@ -8,6 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from mlip_kernels import _build_record
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = {
@@ -122,6 +125,32 @@ def test_without_machine_code_the_wheel_fits_every_machine(source, tmp_path):
     assert not [name for name in names if name.endswith(".so")]
     assert "Classifier: Typing :: Typed" in metadata
     assert "Root-Is-Purelib: true" in kind
+
+
+def test_spaces_in_the_paths_of_source_and_torch_build_and_rebuild_nothing(source, tmp_path):
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
+    for file in source.glob("csrc/**/*.cpp"):  # one is enough
+        if file.name != "simd.cpp":
+            file.unlink()
+    packages = tmp_path / "site packages"
+    packages.mkdir()
+    (packages / "torch").symlink_to(Path(torch.__file__).parent)
+    path = os.pathsep.join(map(str, (source / "_build", packages)))
+    compiled_at = []
+    for turn in ("first", "second"):
+        done = build(
+            source, "build_wheel", str(tmp_path / turn), FORCE_CUDA="0", MLIP_KERNELS_STRICT="1", PYTHONPATH=path
+        )
+        assert done.returncode == 0, done.stderr
+        (wheel,) = (tmp_path / turn).glob("*.whl")
+        assert "-py3-none-linux_" in wheel.name
+        with zipfile.ZipFile(wheel) as packed:
+            packed.extractall(tmp_path / turn)
+        assert _build_record.damage(tmp_path / turn / "mlip_kernels", "cpu") == ""
+        (built,) = source.glob("build/**/simd.cpp.o")
+        compiled_at.append(built.stat().st_mtime_ns)
+    assert compiled_at[0] == compiled_at[1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("MLIP_KERNELS_STRICT", "true"), ("FORCE_CUDA", "yes")])
