@@ -6,11 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import instruction_sets
 import pytest
+import torch
 
 import mlip_kernels
 
 PACKAGE = Path(mlip_kernels.__file__).parent
+
+
+def pytest_configure() -> None:
+    """Whoever asks for an instruction set gets it or an error, never tests of another one."""
+    used = {
+        "MLIP_KERNELS_CPU_CAPABILITY": instruction_sets.in_use(),
+        "ATEN_CPU_CAPABILITY": torch.backends.cpu.get_cpu_capability().lower(),
+    }
+    for name, found in used.items():
+        wanted = os.environ.get(name)
+        if wanted and wanted != found:
+            raise pytest.UsageError(f"{name}={wanted} was asked for, but {found or 'no kernel'} is what runs here")
 
 
 class Copy:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+import instruction_sets
 import pytest
 import torch
 
@@ -281,8 +282,7 @@ def test_a_direct_call_cannot_read_outside_its_tensors():
     assert BACKWARD(*given[:7], *astray).isfinite().all()
 
 
-@COMPILED_ONLY
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", instruction_sets.smaller())
 def test_every_instruction_set(capability):
     """The kernels are chosen once per process, so the tests above run again in another."""
     environment = {**os.environ, "MLIP_KERNELS_CPU_CAPABILITY": capability}

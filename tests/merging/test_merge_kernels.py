@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import instruction_sets
 import pytest
 import torch
 
@@ -209,8 +210,7 @@ def test_a_direct_call_that_would_leave_its_tensors_raises(r, prefix):
         OPERATORS.merging_match(random(2, 10, 3), r, None, 1.0, prefix, None)
 
 
-@needs_kernels
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", instruction_sets.smaller())
 def test_smaller_instruction_sets_give_what_the_reference_gives(capability):
     """Some of the comparisons above, in a process that uses no more than this."""
     tests = "(plans_are_those and 900) or (rows_and_gradients and 33)"

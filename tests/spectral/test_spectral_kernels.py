@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import instruction_sets
 import pytest
 import torch
 
@@ -252,8 +253,7 @@ def test_a_direct_call_cannot_read_outside_its_tensors():
             call()
 
 
-@pytest.mark.skipif(LOADED["cpu"] != "ok", reason="needs the compiled CPU part")
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", instruction_sets.smaller())
 def test_every_instruction_set(capability):
     """The kernels are chosen once per process, so the tests above run again in another."""
     environment = {**os.environ, "MLIP_KERNELS_CPU_CAPABILITY": capability}
