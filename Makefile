@@ -1,4 +1,4 @@
-# make test | train | lint | format | bench | gpu-report | gpu-table | clean
+# make test | test-gpu | test-capped | train | lint | format | bench | gpu-report | gpu-table | clean
 #
 # The first target that needs it makes .venv: torch first (kept if it is there already), then this package with its
 # extras. It is made again only when pyproject.toml, setup.py or a C++ or CUDA source changes. Variables:
@@ -7,19 +7,38 @@
 #   TORCH      what pip installs where torch is missing    (torch torchvision); for example
 #              TORCH="torch torchvision --index-url https://download.pytorch.org/whl/cpu" is smaller, without CUDA
 #   ARGS       passed to pytest, or to the trainer
+#   WORKERS    processes that run tests, each with one thread   (one per core, 8 at most)
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch torchvision
 ARGS ?=
+WORKERS ?= auto --maxprocesses 8
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f)
 STYLED := $(shell find csrc tests/gpu -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
-.PHONY: test train lint format bench gpu-report gpu-table clean
+# Threads of several processes would wait for each other on the same cores; tests that need more than one ask for them.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: test test-gpu test-capped train lint format bench gpu-report gpu-table clean
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) --dist loadfile $(ARGS)
+
+# every GPU kernel, compiled for every architecture and emulated: no GPU is needed
+test-gpu: $(VENV)/.installed
+	$(PYTEST) --dist loadgroup -m 'gpu_kernels and not gpu and not slow' tests/gpu $(ARGS)
+
+# operators and models with the instruction sets of an older processor, in PyTorch too: make test-capped CAPABILITY=avx2
+CAPABILITY ?= baseline
+CAPS_baseline := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
+CAPS_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+OPERATORS_AND_MODELS := tests/merging tests/spectral tests/contrastive tests/losses tests/models
+
+test-capped: $(VENV)/.installed
+	@test -n '$(CAPS_$(CAPABILITY))' || { echo 'make: CAPABILITY: expected avx2 or baseline, got $(CAPABILITY)'; exit 1; }
+	MLIP_KERNELS_CPU_CAPABILITY=$(CAPABILITY) $(CAPS_$(CAPABILITY)) $(PYTEST) --dist loadfile $(OPERATORS_AND_MODELS) $(ARGS)
 
 train: $(VENV)/.installed
 	$(BIN)/python -m mlip_kernels.train --data openmoji $(ARGS)
@@ -27,12 +46,13 @@ train: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
 
-# what the GPU kernels take and move; gpu-table measures it again and writes tests/gpu/kernels.json and KERNELS.md
+# what the GPU kernels take and move; gpu-table measures it again and writes tests/gpu/kernels.json and KERNELS.md,
+# make gpu-table ONLY="name ..." only the rows of operators of these names, or of those with kernels of these names
 gpu-report: $(VENV)/.installed
 	@PYTHONPATH=tests/gpu $(BIN)/python -m gates --markdown
 
 gpu-table: $(VENV)/.installed
-	PYTHONPATH=tests/gpu $(BIN)/python -m gates --update
+	PYTHONPATH=tests/gpu $(BIN)/python -m gates --update $(if $(ONLY),--only $(ONLY))
 
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .

@@ -1,9 +1,13 @@
-"""What the tests of GPU kernels run on: emulated GPUs, and with ``pytest -m gpu`` a real one."""
+"""What the tests of GPU kernels run on: emulated GPUs, and with ``pytest -m gpu`` a real one.
+
+All that compile a kernel or the emulator are left to `make test-gpu`.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from ptx_emulator.build import BuildError, build_emulator
 
 from mlip_kernels import _library
 
+HERE = Path(__file__).resolve().parent
 BACKENDS = ("triton", "cuda")
 ARCHITECTURES = (80, 90)
 SCHEDULES = (("reversed", 0), ("random", 1), ("random", 2))
@@ -22,6 +27,24 @@ SCHEDULED = [
     for arch in ARCHITECTURES
     for schedule in SCHEDULES
 ]
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents and not item.get_closest_marker("compiles_nothing"):
+            item.add_marker(pytest.mark.gpu_kernels)
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item):
+    """Tests that share what is slow to make, or that must be in one process, go to one worker of pytest-xdist."""
+    if item.path.parent != HERE:
+        return item.path.parent.name
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if item.path.name == "test_gpu_gates.py" and "arch" in parameters:
+        return f"gates {parameters.get('backend', 'cuda')} {parameters['arch']}"
+    return item.path.stem
 
 
 @pytest.fixture(params=[*EMULATED, *REAL])

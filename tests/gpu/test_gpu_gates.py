@@ -35,12 +35,14 @@ def fail_on(complaints: list[str], remedy: str) -> None:
     assert not complaints, "\n".join(["", *complaints, remedy])
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize("backend", SOURCES)
 def test_every_kernel_in_the_sources_has_an_entry(backend):
     entries = {kernel.name for entry in OPERATORS for kernel in entry.kernels if backend in kernel.backends}
     assert SOURCES[backend]() == entries
 
 
+@pytest.mark.compiles_nothing
 @pytest.mark.parametrize(("backend", "arch"), COMPILED)
 def test_the_table_has_every_kernel(backend, arch):
     entries = {
@@ -91,9 +93,11 @@ def test_traffic_does_not_grow(backend, arch):
     fail_on(judge.against_table(measure.traffic(backend, arch), recorded), judge.REGENERATE)
 
 
+@pytest.mark.compiles_nothing
 def test_the_page_is_made_from_the_table():
     assert report.PATH.read_text(encoding="utf-8") == report.markdown(table.load()), "run: make gpu-table"
 
 
+@pytest.mark.compiles_nothing
 def test_the_readme_links_the_page():
     assert f"({report.PATH.relative_to(ROOT)})" in (ROOT / "README.md").read_text(encoding="utf-8")

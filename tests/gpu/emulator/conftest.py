@@ -60,5 +60,5 @@ def whole_suite(request):
     chosen = any("::" in argument for argument in request.config.args)
     if not files <= stash[COLLECTED] or stash.get(DESELECTED, False) or chosen:
         pytest.skip(f"needs every test of {HERE.name} in one session: pytest {HERE}")
-    if hasattr(request.config, "workerinput"):
-        pytest.skip("needs every test in one process: pytest -n 0")
+    if hasattr(request.config, "workerinput") and request.config.getoption("dist") != "loadgroup":
+        pytest.skip("needs every test in one process: pytest -n 0, or --dist loadgroup")

@@ -6,6 +6,7 @@ The folder is named after everything that the result depends on, so a changed so
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -65,6 +66,14 @@ def build(
     if library.exists():
         return library
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w", encoding="utf-8") as lock:  # who comes second waits, and finds it made
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return library if library.exists() else _make(name, library, commands, first, last)
+
+
+def _make(name: str, library: Path, commands: Iterable[tuple], first: Sequence[str], last: Sequence[str]) -> Path:
+    """Compile and link ``library``, which appears only when it is whole."""
+    folder = library.parent
     unfinished = f"{library.name}.{os.getpid()}"
     rules = []
     for number, (command, source, made) in enumerate(commands):
