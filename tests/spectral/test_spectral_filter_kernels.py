@@ -274,7 +274,8 @@ print(cpu_capability())
 
 @pytest.mark.parametrize("capability", instruction_sets.smaller())
 def test_every_instruction_set_is_as_accurate(capability):
-    environment = {**os.environ, "MLIP_KERNELS_CPU_CAPABILITY": capability}
+    paths = os.pathsep.join(filter(None, sys.path))  # among them what pytest's settings add
+    environment = {**os.environ, "MLIP_KERNELS_CPU_CAPABILITY": capability, "PYTHONPATH": paths}
     here = os.path.dirname(__file__)
     done = subprocess.run(
         [sys.executable, "-c", CAPABILITY_CHECK], env=environment, cwd=here, capture_output=True, text=True, check=False
