@@ -230,7 +230,9 @@ def test_no_pairs_have_no_mean():
         assert torch.autograd.grad(loss, logits)[0].shape == logits.shape
 
 
-@pytest.mark.parametrize("prepare", [permuted, lambda x: torch.cat([x, x], 1)[:, 13:], torch.t], ids=str)
+@pytest.mark.parametrize(
+    "prepare", [permuted, lambda x: torch.cat([x, x], 1)[:, 13:], torch.t], ids=["permuted", "sliced", "transposed"]
+)
 def test_strides_do_not_matter(prepare):
     logits = prepare(matrix(13, 13))
     assert not logits.is_contiguous()

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from argument_kinds import (
+from torch import nn
+
+import mlip_kernels as mk
+from mlip_kernels import nn as modules
+from mlip_kernels.nn import spectral
+from mlip_kernels.nn.granularity import three_way_plan
+from robustness.argument_kinds import (
     FLOATING,
     INTEGERS,
     LARGEST_SIZE,
@@ -22,12 +28,6 @@ from argument_kinds import (
     Scalar,
     Tensors,
 )
-from torch import nn
-
-import mlip_kernels as mk
-from mlip_kernels import nn as modules
-from mlip_kernels.nn import spectral
-from mlip_kernels.nn.granularity import three_way_plan
 
 COUNTS = (*FLOATING, *INTEGERS)
 MASKS = (torch.bool, *INTEGERS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from argument_kinds import LARGEST_SIZE, Choice, Flag, Instance, Integer, Kind, Number, Numbers, Tensors
-from public_calls import PROBABILITY, SIZE, Call, batch_axes, constructor, floats, forward
 
 from mlip_kernels.models import (
     MLIP,
@@ -16,6 +14,8 @@ from mlip_kernels.models import (
     MLIPLoss,
     TextConfig,
 )
+from robustness.argument_kinds import LARGEST_SIZE, Choice, Flag, Instance, Integer, Kind, Number, Numbers, Tensors
+from robustness.public_calls import PROBABILITY, SIZE, Call, batch_axes, constructor, floats, forward
 
 FLAG, POSITIVE = Flag(), Number(0.0)
 TINY = MLIPConfig(

@@ -13,10 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from argument_kinds import GENERIC, Integer, Kind, Number, plain, wrong_and_right
-from public_calls import CALLS as OPERATORS_AND_MODULES
-from public_calls import Call
-from public_models import CALLS as MODELS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +20,10 @@ import mlip_kernels as mk
 from mlip_kernels import models
 from mlip_kernels import nn as modules
 from mlip_kernels.nn import spectral
+from robustness.argument_kinds import GENERIC, Integer, Kind, Number, plain, wrong_and_right
+from robustness.public_calls import CALLS as OPERATORS_AND_MODULES
+from robustness.public_calls import Call
+from robustness.public_models import CALLS as MODELS
 
 ELSEWHERE = {"MergePlan", "use_reference", "MLIPFeatures"}
 """Public names without a row: the maps of a plan are checked by their values, the others take or check nothing."""
