@@ -201,13 +201,20 @@ def differentiate(
 
 
 def _record(name: str, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None) -> None:
-    """What `torch.library.register_autograd` does, and a refusal of tangents."""
-    record = make_autograd_impl(getattr(torch.ops.mlip_kernels, name).default, Info(backward, setup_context))
+    """What `torch.library.register_autograd` does, and a refusal of tangents.
+
+    A call that nothing is recorded of goes on from here: through ``record`` it would pass two more functions.
+    """
+    operator = getattr(torch.ops.mlip_kernels, name).default
+    record = make_autograd_impl(operator, Info(backward, setup_context))
 
     def autograd(keys: Any, *arguments: Any) -> Any:
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, arguments)
-        return record(keys, *arguments)
+        if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return record(keys, *arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
     LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
 
