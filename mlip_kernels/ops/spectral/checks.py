@@ -151,6 +151,6 @@ def check_given_pair(out: object, shape: Sequence[int], layout: str, *inputs: Te
     return real, imag
 
 
-def written(result: Tensor, out: Tensor | None) -> Tensor:
-    """Return ``result`` in ``out`` where one is given; many operators have written there already."""
-    return result if out is None or result is out else out.copy_(result)
+def written(result: Tensor, out: Tensor) -> Tensor:
+    """Return ``result`` in ``out``, where many operators have written it already."""
+    return out if result is out else out.copy_(result)
