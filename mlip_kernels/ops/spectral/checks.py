@@ -169,6 +169,6 @@ def _share_memory(first: Tensor, second: Tensor) -> bool:
     return apart <= sum(stride * (length - 1) for stride, length in zip(earlier.stride(), earlier.shape, strict=True))
 
 
-def written(result: Tensor, out: Tensor | None) -> Tensor:
-    """Return ``result`` in ``out`` where one is given; many operators have written there already."""
-    return result if out is None or result is out else out.copy_(result)
+def written(result: Tensor, out: Tensor) -> Tensor:
+    """Return ``result`` in ``out``, where many operators have written it already."""
+    return out if result is out else out.copy_(result)

@@ -79,4 +79,4 @@ def spectral_filter(
         result = reference.spectral_filter(x, weight, grid, basis, prefix_tokens, primitives())
     else:
         result = reference.spectral_filter(x, weight, grid, basis, prefix_tokens, primitives(*given))
-    return written(result, out)
+    return result if out is None else written(result, out)

@@ -70,7 +70,7 @@ def dct(
     type = check_dct_type(type, _lengths(x, dim, grid, prefix_tokens))
     given = check_given(out, x.shape, "[B, N, D]", x)
     result = reference.dct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives(*given))
-    return written(result, out)
+    return result if out is None else written(result, out)
 
 
 def idct(
@@ -94,7 +94,7 @@ def idct(
     type = check_dct_type(type, _lengths(x, dim, grid, prefix_tokens))
     given = check_given(out, x.shape, "[B, N, D]", x)
     result = reference.idct(x, type, dim, grid, check_norm(norm), prefix_tokens, primitives(*given))
-    return written(result, out)
+    return result if out is None else written(result, out)
 
 
 def rfft(
@@ -137,7 +137,7 @@ def rfft(
     length = x.shape[1] - prefix_tokens
     shape = [x.shape[0], *spectrum_shape(length, grid, "rfft"), x.shape[2]]
     parts = check_given_pair(out, shape, "[B, H, W // 2 + 1, D]" if grid else "[B, n // 2 + 1, D]", x)
-    if is_long(*(grid or (length,))):
+    if is_long(*(grid or (1, length))):
         result = reference.rfft(x, grid, norm, prefix_tokens)
         return parts[0].copy_(result[0]), parts[1].copy_(result[1])
     reference.rfft(x, grid, norm, prefix_tokens, primitives(*(part if grid else part.unsqueeze(1) for part in parts)))
@@ -182,7 +182,8 @@ def irfft(
     real, imag, n, grid = check_spectrum(real, imag, n, grid)
     shape = [real.shape[0], n, real.shape[-1]]
     given = check_given(out, shape, "[B, H · W, D]" if grid else "[B, n, D]", real, imag)
-    return written(reference.irfft(real, imag, n, grid, check_norm(norm), primitives(*given)), out)
+    result = reference.irfft(real, imag, n, grid, check_norm(norm), primitives(*given))
+    return result if out is None else written(result, out)
 
 
 def spectral_resize(
@@ -223,7 +224,8 @@ def spectral_resize(
     rescale = check_flag("rescale", rescale)
     shape = [x.shape[0], prefix_tokens + new[0] * new[1], x.shape[2]]
     given = check_given(out, shape, "[B, prefix_tokens + h · w, D]", x)
-    return written(reference.spectral_resize(x, old, new, rescale, prefix_tokens, primitives(*given)), out)
+    result = reference.spectral_resize(x, old, new, rescale, prefix_tokens, primitives(*given))
+    return result if out is None else written(result, out)
 
 
 def _lengths(x: Tensor, dim: int, grid: tuple[int, int] | None, prefix_tokens: int) -> tuple[int, ...]:

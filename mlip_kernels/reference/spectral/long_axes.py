@@ -32,7 +32,7 @@ LONGEST_MATRIX = 1024
 """The longest axis that is transformed by a matrix."""
 
 
-def is_long(*lengths: int) -> bool:
+def is_long(height: int, width: int) -> bool:
     """Whether one of the axes is too long for a matrix.
 
     ``torch.compile`` makes another graph for long axes. A graph of ``torch.export`` whose number of tokens is free has
@@ -41,8 +41,8 @@ def is_long(*lengths: int) -> bool:
     if torch.compiler.is_exporting():
         from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes long to import
 
-        return any(statically_known_true(n > LONGEST_MATRIX) for n in lengths)
-    return any(n > LONGEST_MATRIX for n in lengths)
+        return any(statically_known_true(n > LONGEST_MATRIX) for n in (height, width))
+    return width > LONGEST_MATRIX or height > LONGEST_MATRIX
 
 
 @fetched_by_graphs

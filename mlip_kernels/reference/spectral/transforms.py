@@ -74,7 +74,7 @@ def spectral_resize(
     x: Tensor, grid: Grid, new_grid: Grid, rescale: bool, prefix_tokens: int, primitives: Primitives = PLAIN
 ) -> Tensor:
     """See `mlip_kernels.spectral_resize`."""
-    if long_axes.is_long(*grid, *new_grid):
+    if long_axes.is_long(*grid) or long_axes.is_long(*new_grid):
         tokens = long_axes.resized(long_axes.plane(x, *grid, prefix_tokens), *new_grid, rescale)
         return behind_prefix(x, tokens.flatten(1, 2), prefix_tokens)
     along_h, along_w = (_matrix(x, resize_matrix, *axis, rescale) for axis in zip(grid, new_grid, strict=True))
@@ -83,7 +83,10 @@ def spectral_resize(
 
 def axes_of(x: Tensor, grid: Grid | None, prefix_tokens: int) -> Grid:
     """Height and width: the token axis is a grid of one row."""
-    return grid or (1, number(x.shape[1]) - prefix_tokens)
+    if grid:
+        return grid
+    tokens = x.shape[1]
+    return 1, (tokens if type(tokens) is int else number(tokens)) - prefix_tokens
 
 
 def cosine_matrices(
@@ -112,9 +115,9 @@ def _cosine_transform(
     prefix_tokens: int,
     primitives: Primitives,
 ) -> Tensor:
-    along = long_axes.cosine if build is dct_matrix else long_axes.inverse_cosine
     if dim == 2:  # over the channels: a matrix product, which a library does best
-        if long_axes.is_long(number(x.shape[2])):
+        if long_axes.is_long(1, number(x.shape[2])):
+            along = long_axes.cosine if build is dct_matrix else long_axes.inverse_cosine
             tokens = along(x[:, prefix_tokens:].to(compute_dtype(x)), 2, type, norm)
             return behind_prefix(x, tokens, prefix_tokens)
         matrix = _matrix(x, build, number(x.shape[2]), type, norm)
@@ -122,6 +125,7 @@ def _cosine_transform(
         return behind_prefix(x, tokens, prefix_tokens)
     height, width = axes_of(x, grid, prefix_tokens)
     if long_axes.is_long(height, width):
+        along = long_axes.cosine if build is dct_matrix else long_axes.inverse_cosine
         tokens = along(long_axes.plane(x, height, width, prefix_tokens), 2, type, norm)
         tokens = along(tokens, 1, type, norm) if grid else tokens
         return behind_prefix(x, tokens.flatten(1, 2), prefix_tokens)
