@@ -265,10 +265,10 @@ class Run:
         poor = [name for name, value in values.items() if not math.isfinite(value)]
         if poor:
             saved = checkpoint.checkpoints(self.folder / "checkpoints")
-            kept = f"{saved[-1]} is from before and can be resumed" if saved else "no checkpoint had been saved"
+            kept = f"{saved[-1]} is from before, and --resume continues it" if saved else "no checkpoint had been saved"
             raise FloatingPointError(
                 f"{', '.join(poor[:5])}: not finite after step {self.step}; nothing of it was saved, {kept}. "
-                "Try a lower --learning-rate or --precision float32, which --resume takes"
+                "Try a lower --learning-rate or --precision float32"
             )
 
     def _require_finite_state(self) -> None:

@@ -185,7 +185,9 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tiny, monkeypatch, options
     config = dataclasses.replace(tiny, **options)
     with monkeypatch.context() as patch:
         patch.setattr(loop.Run, "_optimise", poison)
-        with pytest.raises(FloatingPointError, match=rf"{moment} after step 6; .*step-00000003\.pt is from before"):
+        with pytest.raises(
+            FloatingPointError, match=rf"{moment} after step 6; .*step-00000003\.pt is from before, and --resume"
+        ):
             train(config)
     (saved,) = checkpoint.checkpoints(Path(tiny.output) / "checkpoints")
     assert saved.name == "step-00000003.pt"
