@@ -173,13 +173,15 @@ def test_long_sequences_and_crowded_rows(cuda, plan):
 @on_gpus
 @pytest.mark.parametrize("which", range(3), ids=["assignment", "kept", "removed"])
 def test_numbers_that_are_no_rows_lead_to_no_other_memory(cuda, which):
-    plan = matching(2, 21, 9, masked=True)
-    for number in (2**40, -1):
+    """They stand in the place of the first and of the last row, so that no row is named twice."""
+    plan = matching(2, 20, 9, masked=which == 2)
+    x, y, size = random(2, 20, 8), random(2, 11, 8), sizes(2, 20)
+    for number, row in ((2**40, plan[which][1].max()), (-1, plan[which][1].min())):
         maps = [one.clone() for one in plan[:3]]
-        maps[which][1, 2] = number
+        maps[which][1].masked_fill_(plan[which][1] == row, number)
         with cuda:
-            found = results(random(2, 21, 8), random(2, 12, 8), sizes(2, 21), Matching(*maps, *plan[3:]), cuda.put)
-        assert_identical(found[0][0], expected(random(2, 21, 8), random(2, 12, 8), sizes(2, 21), plan)[0][0])
+            found = results(x, y, size, Matching(*maps, *plan[3:]), cuda.put)
+        assert_identical(found[0][0], expected(x, y, size, plan)[0][0])
 
 
 @on_gpus

@@ -60,8 +60,8 @@ int64_t rows_per_block(const MergeRows& p) {
 template <typename T, int V>
 using Bits = std::conditional_t<V == 1, T, uint4>;
 
-// A row number, or the last of `rows` where it is none: no map may lead outside of the tensors.
-__device__ inline int64_t within(int64_t row, int64_t rows) { return uint64_t(row) < uint64_t(rows) ? row : rows - 1; }
+// A row number, or the nearest where it is none: no map may lead outside of the tensors.
+__device__ inline int64_t within(int64_t row, int64_t rows) { return row < 0 ? 0 : row < rows ? row : rows - 1; }
 
 // to = change(from), by a warp. Loops are not unrolled: nvcc would cut the 16-byte stores to pieces.
 template <typename T, int V, typename Change>
