@@ -268,9 +268,16 @@ def pair_cross_entropy(draw: Draw) -> Case:
             loss = (loss + F.cross_entropy(logits.double().t(), labels, **options)) / 2
         return loss.to(logits.dtype)
 
-    # Probabilities and targets, up to 1, cancel in the gradient.
+    # Logits cancel with the logarithms of sums in every term, probabilities with targets in the gradient.
+    term = float(logits.double().abs().max()) + math.log(columns) + 1
     return Case(
-        "pair_cross_entropy", arguments, ("logits",), definition=definition, per_sample=False, gradient_scale=1.0
+        "pair_cross_entropy",
+        arguments,
+        ("logits",),
+        definition=definition,
+        per_sample=False,
+        scale=term * (rows if arguments["reduction"] == "sum" else 1),
+        gradient_scale=1.0,
     )
 
 

@@ -58,7 +58,8 @@ def run(case: Case, draw: Draw) -> None:
                 for c, r in zip(cotangents, [r for r in found if r.is_floating_point()], strict=True)
             ]
             right = _gradients(definition, widened, case.gradients, exact)
-            near = _gradients(definition, _shaken(widened, arguments, draw), case.gradients, exact)
+            moved = [_moved(c, precision, draw) for c in exact]
+            near = _gradients(definition, _shaken(widened, arguments, draw), case.gradients, moved)
         largest = max((float(c.abs().max()) for c in cotangents if c.numel()), default=0.0)
         _compare("gradient", actual, plain, right, near, precision * case.gradient_scale * largest, case.gradients)
 
@@ -164,10 +165,12 @@ def _shaken(widened: dict[str, Any], arguments: dict[str, Any], draw: Draw) -> d
         if not isinstance(value, Tensor) or not value.is_floating_point():
             moved[name] = value
             continue
-        last_bit = 2 * arithmetic(arguments[name])
-        signs = torch.randint(0, 2, value.shape, generator=draw.generator).double() * 2 - 1
-        moved[name] = value * (1 + last_bit * signs)
+        moved[name] = _moved(value, arithmetic(arguments[name]), draw)
     return moved
+
+
+def _moved(value: Tensor, rounding: float, draw: Draw) -> Tensor:
+    return value * (1 + 2 * rounding * (torch.randint(0, 2, value.shape, generator=draw.generator).double() * 2 - 1))
 
 
 def _snapshot(value: Any) -> Any:
