@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.ops.arguments import check_choice, check_integer, check_tokens
 from mlip_kernels.ops.merging import MergePlan, merge_plan, merge_schedule
 from mlip_kernels.patch.timm import Rate, apply
@@ -90,7 +91,7 @@ def bipartite_soft_matching(metric: Tensor, r: int, class_token: bool = False, d
         rows = torch.arange(metric.shape[1], device=metric.device).expand(metric.shape[:2])
         sources, targets = rows[:, ::2], rows[:, 1::2]
         similarity, best = _best(metric, sources, targets)
-        order = similarity.argsort(dim=1, descending=True, stable=True)
+        order = stable_argsort(similarity, descending=True)
         plan = _plan(sources.gather(1, order), targets, best.gather(1, order), r)
     return Merge(plan), Unmerge(plan, metric.shape[1])
 

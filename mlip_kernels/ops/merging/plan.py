@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.ops.arguments import (
     FLOATING,
     INTEGERS,
@@ -132,7 +133,7 @@ class MergePlan:
         if self.mask is not None:
             behind = torch.arange(self.merged_tokens, device=key.device) >= self.prefix_tokens
             key = key + self.assignment.shape[1] * (behind & ~self.mask)
-        return key.argsort(dim=1, stable=True)
+        return stable_argsort(key)
 
     def in_original_order(self) -> MergePlan:
         """The same merges, with output tokens in the order of the input tokens they start from.

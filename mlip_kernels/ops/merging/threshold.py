@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.ops.merging.primitives import primitives
 from mlip_kernels.reference.merging import Matching
 
@@ -87,7 +88,7 @@ def _shortened(matching: Matching, tokens: int, prefix_tokens: int, r: int) -> t
     kept = kept[:, :outputs].contiguous()
     starts = torch.zeros_like(dropped).scatter_(1, kept, True)
     fate = torch.where(dropped, 0, 1 + starts.to(torch.int64))
-    removed = fate.argsort(dim=1, stable=True)[:, : rows - outputs].contiguous()
+    removed = stable_argsort(fate)[:, : rows - outputs].contiguous()
     assignment = assignment[:, :rows].clamp(max=outputs - 1)
     return Matching(assignment, kept, removed, mask[:, :outputs].contiguous(), dropped), padding
 
