@@ -51,14 +51,14 @@ kill-cycles: $(VENV)/.installed
 
 # the CPU kernels compiled with AddressSanitizer and UndefinedBehaviorSanitizer (a build of its own, in build/sanitized)
 # under the tests of the operators; the first access out of bounds ends them. ARGS="..." chooses other tests
-SANITIZED_TESTS := tests/merging tests/spectral tests/contrastive -k "not compile and not export and not thread"
+SANITIZED_TESTS := tests/merging tests/spectral tests/contrastive $(wildcard tests/robustness/test_fuzz.py) -k "not compile and not export and not thread"
 sanitize: $(VENV)/.installed
 	DEBUG=1 FORCE_CUDA=0 MLIP_KERNELS_STRICT=1 CXXFLAGS="-O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
 	    -fno-sanitize-recover=undefined" $(BIN)/python setup.py --quiet build --build-lib build/sanitized \
 	    --build-temp build/sanitized-objects
 	LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(CURDIR)/build/sanitized \
-	    $(BIN)/pytest -q $(or $(ARGS),$(SANITIZED_TESTS))
+	    $(BIN)/pytest -q --capture=sys $(or $(ARGS),$(SANITIZED_TESTS))
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)

@@ -78,11 +78,13 @@ void merge_weights(const MergeRows<T>& p, int64_t begin, int64_t end) {
 
 template <typename T>
 void combine_rows(const MergeRows<T>& problem, int64_t begin, int64_t end) {
+  if (problem.channels == 0) return;  // such rows have no address that memcpy takes
   MLIP_CALL(combine<T>, problem, begin, end);
 }
 
 template <typename T>
 void spread_rows(const MergeRows<T>& problem, int64_t begin, int64_t end) {
+  if (problem.channels == 0) return;  // such rows have no address that memcpy takes
   MLIP_CALL(spread<T>, problem, begin, end);
 }
 
