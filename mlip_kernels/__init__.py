@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 try:
+    from mlip_kernels import _flops
     from mlip_kernels._library import use_reference
     from mlip_kernels.ops.contrastive import pair_cross_entropy, token_logits
     from mlip_kernels.ops.merging import (
@@ -54,6 +55,8 @@ try:
         spectral_resize,
         token_energy,
     )
+
+    _flops.register_when_imported()
 except Exception as _failure:  # a broken torch must not keep `python -m mlip_kernels.env` from saying so
     _reason: Exception | None = _failure
 else:

@@ -188,6 +188,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "spectral_token_energy_backward": _token_energy_backward,
     "merging_match": _match,
     "merging_match_capped": _match,
+    "merging_match_above": _match,
     "merging_merge": _merge,
     "merging_combine": _combine,
     "merging_spread": _spread,

@@ -88,6 +88,7 @@ MERGING = {
     "prefix_tokens": [*INTEGER, None, 13],
     "mask": masks(),
     "max_merges": [*INTEGER, 0],
+    "threshold": [*NUMBER, 1.5, -2],
 }
 WRONG: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]] = {
     "dct": (

@@ -90,6 +90,7 @@ MERGING = {
     "prefix_tokens": (1, Integer(0, 6)),
     "mask": (KEEP, MASK),
     "max_merges": (1, Integer(1, optional=True)),
+    "threshold": (None, Number(-1.0, 1.0, optional=True)),
 }
 LAYERS = Numbers(Integer(0, 11), None, lambda layers: sorted(set(layers)) == list(layers), optional=True)
 
@@ -240,6 +241,8 @@ PLANS = {
     "MergePlan.then": Call(
         mk.MergePlan.then, {"plan": (mk.merge_plan(floats(2, 4, 4), 1), Instance())}, lambda: PLAN.then
     ),
+    "MergePlan.original_order": Call(mk.MergePlan.original_order, {}, lambda: PLAN.original_order),
+    "MergePlan.in_original_order": Call(mk.MergePlan.in_original_order, {}, lambda: PLAN.in_original_order),
 }
 
 

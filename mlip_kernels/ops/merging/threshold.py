@@ -6,14 +6,12 @@ instead, which the input is given for this: masked rows behind the last token, a
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from mlip_kernels._tracing import stable_argsort
+from mlip_kernels.ops.arguments import values_known
 from mlip_kernels.ops.merging.primitives import primitives
 from mlip_kernels.reference.merging import Matching
 
@@ -52,7 +50,7 @@ def match_above(
         max_merges,
         threshold,
     )
-    if batch == 0 or not _values_known(metric):
+    if batch == 0 or not values_known(metric):
         return matching, r
     matching, padding = _shortened(matching, tokens, prefix_tokens, r)
     if mask is None and padding == 0:
@@ -91,10 +89,3 @@ def _shortened(matching: Matching, tokens: int, prefix_tokens: int, r: int) -> t
     removed = stable_argsort(fate)[:, : rows - outputs].contiguous()
     assignment = assignment[:, :rows].clamp(max=outputs - 1)
     return Matching(assignment, kept, removed, mask[:, :outputs].contiguous(), dropped), padding
-
-
-def _values_known(tensor: Any) -> bool:
-    """Whether the result may depend on values: not in a graph, which stands for all of them."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta:
-        return False
-    return not (torch._C._are_functorch_transforms_active() or is_fake(tensor))
