@@ -90,7 +90,7 @@ MERGING = {
     "prefix_tokens": (1, Integer(0, 6)),
     "mask": (KEEP, MASK),
     "max_merges": (1, Integer(1, optional=True)),
-    "threshold": (None, Number(-1.0, 1.0, optional=True)),
+    "threshold": (0.5, Number(-1.0, 1.0, optional=True)),
 }
 LAYERS = Numbers(Integer(0, 11), None, lambda layers: sorted(set(layers)) == list(layers), optional=True)
 
