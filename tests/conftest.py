@@ -29,6 +29,12 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"ATEN_CPU_CAPABILITY={wanted} was asked for, but PyTorch runs {found}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Names of tests are the same in every process, as those that share them out (pytest-xdist) require."""
+    if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"a test is named by an address; give its parameters ids: {unstable[0]}")
+
+
 class Copy:
     """A copy of the package's Python files, to be broken at will, and a way to run code against it."""
 
