@@ -245,8 +245,15 @@ def token_logits(draw: Draw) -> Case:
     # Sums of small integers are exact in any order, so ties are the same everywhere; others are decided by rounding.
     smooth = draw.values in ("normal", "integers")
     largest = [1 + float(side.double().abs().max()) if side.numel() else 1.0 for side in (images, texts)]
-    scale = width * math.prod(largest)  # similarities of either sign cancel in the gradient of scale
-    return Case("token_logits", arguments, tuple(learned) if smooth else (), per_sample=False, gradient_scale=scale)
+    similarity = width * math.prod(largest)  # those of either sign cancel in means and in the gradient of scale
+    return Case(
+        "token_logits",
+        arguments,
+        tuple(learned) if smooth else (),
+        per_sample=False,
+        scale=similarity * float(arguments["scale"]),
+        gradient_scale=similarity,
+    )
 
 
 def pair_cross_entropy(draw: Draw) -> Case:
