@@ -46,10 +46,12 @@ def test_every_public_name_is_there():
 
 def test_importing_adds_little_and_none_of_the_heavy_packages(tmp_path):
     code = """
-import sys, time, torch
-before, start = set(sys.modules), time.process_time()
+import sys, time
+start = time.process_time()
+import torch
+before, between = set(sys.modules), time.process_time()
 import mlip_kernels
-print(1000 * (time.process_time() - start), *set(sys.modules) - before)
+print((time.process_time() - between) / (between - start), *set(sys.modules) - before)
 """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)  # the first run compiles the modules, as installing does
@@ -59,7 +61,7 @@ print(1000 * (time.process_time() - start), *set(sys.modules) - before)
         assert done.returncode == 0, done.stderr
         cost, *modules = done.stdout.split()
         costs.append(float(cost))
-    assert min(costs) < 50, f"milliseconds of processor time: {costs}"
+    assert min(costs) < 0.03, f"processor time, of that which torch's import takes: {costs}"
     assert {name for name in modules if name.partition(".")[0] != "mlip_kernels"} <= {"torch.ops.mlip_kernels"}
 
 
