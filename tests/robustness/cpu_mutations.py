@@ -115,6 +115,7 @@ class Build:
         lines = path.read_text(encoding="utf-8").splitlines()
         lines[mutation.line - 1] = mutation.after
         affected = self.including(mutation.source)
+        objects = {compiled: compiled.read_bytes() for compiled in (Path(f"{name}.o") for name in affected)}
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         try:
             self.compile(affected)
@@ -123,7 +124,8 @@ class Build:
             return False
         finally:
             path.write_text((ROOT / mutation.source).read_text(encoding="utf-8"), encoding="utf-8")
-            self.compile(affected)
+            for compiled, before in objects.items():
+                compiled.write_bytes(before)
 
     def tests_pass(self, family: str) -> bool:
         """Run the tests of ``family`` until one fails."""
