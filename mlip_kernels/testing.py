@@ -68,11 +68,12 @@ def assert_as_accurate(
     One rounding of the largest true value to the dtype of ``actual`` is always allowed, so that an exact baseline
     does not demand an exact result.
 
-    Results of at most `FEW` = 64 elements have a floor: 8 roundings of the dtype that accumulates (float64 for float64,
-    else float32) at ``scale`` are allowed, too, as in `assert_close`. The largest of n errors measures how accurate
-    PyTorch is only if n is large. If both sides have normal errors of equal deviation, the largest of n errors on one
-    side exceeds twice the largest on the other in 30 % of draws for n = 1 (exactly 1 - 2/pi arctan 2), in 12 % for 4,
-    1.8 % for 16, and 0.08 % for 64: for a single number the rule alone measures luck.
+    Results of at most `FEW` = 64 different true values (equal elements err alike) have a floor: 8 roundings of the
+    dtype that accumulates (float64 for float64, else float32) at ``scale`` are allowed, too, as in `assert_close`. The
+    largest of n errors measures how accurate PyTorch is only if n is large. If both sides have normal errors of equal
+    deviation, the largest of n errors on one side exceeds twice the largest on the other in 30 % of draws for n = 1
+    (exactly 1 - 2/pi arctan 2), in 12 % for 4, 1.8 % for 16, and 0.08 % for 64: for a single number the rule alone
+    measures luck.
 
     Args:
         actual, baseline, truth: results of one shape; ``truth`` in float64.
@@ -86,7 +87,7 @@ def assert_as_accurate(
     """
     largest = float(truth.detach().double().abs().nan_to_num(0, 0, 0).max()) if truth.numel() else 0.0
     allowed = factor * error(baseline, truth) + 2 * epsilon(actual.dtype) * largest
-    if truth.numel() <= FEW:
+    if truth.numel() <= FEW or truth.detach().to(torch.float32).unique().numel() <= FEW:
         accumulates = torch.promote_types(actual.dtype, torch.float32)
         allowed += 8 * 2 * epsilon(accumulates) * (largest if scale is None else scale)
     found = error(actual, truth)

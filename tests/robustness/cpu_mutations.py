@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +50,8 @@ TESTS = {
     "spectral": ["tests/spectral"],
     "contrastive": ["tests/contrastive"],
 }
+
+THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # several campaigns may run beside each other
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,12 @@ class Build:
         patterns = ("csrc/bindings/cpu/*.cpp", "csrc/cpu/**/*.cpp")
         self.sources = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
         self.compile(self.sources)
+        loaded = "from mlip_kernels._loading import LOADED; raise SystemExit(LOADED['cpu'] != 'ok' and LOADED['cpu'])"
+        subprocess.run([sys.executable, "-c", loaded], cwd=folder, env=self.environment(), check=True)
+
+    def environment(self) -> dict[str, str]:
+        """Of processes that run the copy."""
+        return {**os.environ, **THREADS, "PYTHONPATH": str(self.folder)}
 
     def compile(self, sources: list[Path]) -> None:
         """Compile ``sources`` at -O1 and link all objects to the library of the copy."""
@@ -103,6 +112,9 @@ class Build:
         library = self.folder / "mlip_kernels/_cpu.so"
         library.unlink(missing_ok=True)
         compilers.run([*compilers.cxx(), "-shared", *objects, *compilers.torch_libraries(), "-o", str(library)])
+        # Without a record of it, the package would not load the library, and tests would see the reference alone.
+        record = {"cpu": "ok", "cuda": "not built", "torch": metadata.version("torch")}
+        compilers.package_module("_build_record").write(self.folder / "mlip_kernels", record)
 
     def including(self, source: Path) -> list[Path]:
         """The sources that read ``source``, by what the compiler wrote down."""
@@ -131,9 +143,8 @@ class Build:
         """Run the tests of ``family`` until one fails."""
         options = ["-q", "-x", "-p", "no:cacheprovider", "--no-header"]
         command = [sys.executable, "-m", "pytest", *options, *TESTS[family]]
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "2"}
         try:
-            done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, timeout=900)
+            done = subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, timeout=900)
         except subprocess.TimeoutExpired:
             return False
         return done.returncode == 0
