@@ -31,9 +31,9 @@ __all__ = [
 
 try:
     from mlip_kernels import _flops
-    from mlip_kernels._library import use_reference
-    from mlip_kernels.ops.contrastive import pair_cross_entropy, token_logits
-    from mlip_kernels.ops.merging import (
+    from mlip_kernels._operator import use_reference
+    from mlip_kernels.contrastive import pair_cross_entropy, token_logits
+    from mlip_kernels.merging import (
         MergePlan,
         keep_rate_schedule,
         merge_layers,
@@ -44,7 +44,7 @@ try:
         token_counts,
         weighted_mean,
     )
-    from mlip_kernels.ops.spectral import (
+    from mlip_kernels.spectral import (
         amplitude_phase,
         band_energy,
         dct,

@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import functools
 import importlib
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _after_autograd_keyset, _any_requires_grad, _AutoDispatchBelowAutograd
 from torch.autograd import forward_ad
 
 from mlip_kernels import _loading, _variables
 from mlip_kernels._loading import DISABLED, LOADED
-from mlip_kernels._registration import open_library, refuse_tangents, register_fake, register_formula
+from mlip_kernels._registration import open_library, refuse_tangents, register_fake
 from mlip_kernels._tracing import refuse_onnx
 
 LIBRARY = open_library("mlip_kernels")
@@ -36,63 +34,13 @@ CUDA_LIBRARY = open_library("mlip_kernels_cuda")
 
 _triton_kernels: dict[str, str] = {}
 _warned: set[str] = set()
-_asked_for_reference: ContextVar[bool] = ContextVar("mlip_kernels_use_reference", default=False)
-
-
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.depth = 0
-
-
-_references_of_thread = _OfThread()
-"""How many `use_reference` are active in a thread. ``torch.compile`` follows this: it cannot set a ContextVar, and
-before torch 2.14 not read one either. Compiled functions therefore tell threads apart, but not tasks of one thread."""
-
-
-@contextmanager
-def use_reference() -> Iterator[None]:
-    """Run every operator called inside on the plain-PyTorch reference, whatever is compiled.
-
-    The reference is ordinary autograd: it also serves ``torch.func`` and second derivatives, which the kernels refuse.
-    Backward passes run on what their forward pass ran on, wherever they are called; what ``torch.utils.checkpoint``
-    computes again is a forward pass, so call the backward of a checkpoint where you called its forward.
-
-    It holds for the thread and the ``asyncio`` task that it is entered in, and for what is traced inside of it.
-    """
-    traced = torch.compiler.is_dynamo_compiling()
-    before = False if traced else _asked_for_reference.get()
-    if not traced:
-        _asked_for_reference.set(True)
-    _references_of_thread.depth += 1
-    try:
-        yield
-    finally:
-        _references_of_thread.depth -= 1
-        if not traced:
-            _asked_for_reference.set(before)
-
-
-def reference_requested() -> bool:
-    """Whether `use_reference` is active in this thread and task."""
-    if torch.compiler.is_dynamo_compiling():
-        return _references_of_thread.depth > 0
-    return _asked_for_reference.get()
-
-
-def plain_needed() -> bool:
-    """Whether operators have to give way to plain PyTorch: it was asked for, or it alone can be transformed.
-
-    Public functions ask this. An operator that is called all the same refuses what it cannot do (`differentiate`).
-    """
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return transformed or reference_requested()
 
 
 def define(
     schema: str,
     *,
     reference: Callable[..., Any],
-    fake: Callable[..., Any],
+    fake: Callable[..., Any] | None,
     triton: str | None = None,
     kernels: bool = True,
 ) -> Callable[..., Any]:
@@ -101,18 +49,15 @@ def define(
     Args:
         schema: name, arguments and results as in ``native_functions.yaml``; the first tensor decides the device.
         reference: the operator in plain PyTorch, returning contiguous tensors.
-        fake: the shapes and dtypes of the results, for tracing.
+        fake: the shapes and dtypes of the results, for tracing; None where nothing traces the operator.
         triton: ``"module:function"`` of the Triton launcher, imported at the first CUDA call.
         kernels: whether there are any; without, the reference is what runs everywhere, by design and without a warning.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
 
-    def fake_of_graphs(*arguments: Any) -> Any:
-        refuse_onnx(name)
-        return fake(*arguments)
-
-    register_fake(LIBRARY, name, fake_of_graphs)
+    if fake is not None:
+        _trace(name, fake)
     if not kernels:
         LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
         return getattr(torch.ops.mlip_kernels, name).default
@@ -130,16 +75,42 @@ def define(
     return getattr(torch.ops.mlip_kernels, name).default
 
 
-def define_out(name: str, *outputs: str) -> Callable[..., None]:
+def _trace(name: str, fake: Callable[..., Any]) -> None:
+    def fake_of_graphs(*arguments: Any) -> Any:
+        refuse_onnx(name)
+        return fake(*arguments)
+
+    register_fake(LIBRARY, name, fake_of_graphs)
+
+
+def define_kernel(schema: str, *, reference: Callable[..., Any], triton: str | None = None) -> Callable[..., Any]:
+    """`define` an operator that only operators call, which has neither a fake nor a gradient: it refuses both."""
+    operator = define(schema, reference=reference, fake=None, triton=triton)
+    name = operator._opname
+
+    def refuse_gradients(keys: Any, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            refuse_tangents(name, arguments)
+        if torch.is_grad_enabled() and _any_requires_grad(*arguments):
+            raise RuntimeError(f"mlip_kernels::{name} has no gradient; call the public function that it serves")
+        with _AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & _after_autograd_keyset, *arguments)
+
+    LIBRARY.impl(name, refuse_gradients, "Autograd", with_keyset=True)
+    return operator
+
+
+def define_out(name: str, *outputs: str, write: Callable[..., None] | None = None) -> Callable[..., None]:
     """Define ``mlip_kernels::<name>_out``: the operator ``name`` with its results in tensors given as last arguments.
 
-    Everywhere it computes and copies. A compiled part spares that where it registers a kernel of its own under this
-    name; the kernel copes with outputs that are not contiguous or share memory with an argument, as a copy does.
-    It has no gradient: public functions refuse what autograd would record (`mlip_kernels.ops.arguments.check_out`).
+    Without ``write`` it computes and copies. A compiled part spares that where it registers a kernel of its own under
+    this name; the kernel copes with outputs that are not contiguous or share memory with an argument, as a copy does.
+    It has no gradient: public functions refuse what autograd would record (`mlip_kernels._arguments.check_out`).
 
     Args:
         name: an operator that `define` has defined.
         outputs: what to call the tensor for each result.
+        write: ``write(*arguments, *outputs)`` computes the results in their place.
     """
     operator = getattr(torch.ops.mlip_kernels, name).default
     name = f"{name}_out"
@@ -163,36 +134,11 @@ def define_out(name: str, *outputs: str) -> Callable[..., None]:
     def fake(*arguments: Any) -> None:
         """Nothing is returned."""
 
-    LIBRARY.impl(name, compute_and_copy, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, write or compute_and_copy, "CompositeExplicitAutograd")
     LIBRARY.impl(name, note_the_change, "ADInplaceOrView", with_keyset=True)
     register_fake(LIBRARY, name, fake)
     call = getattr(torch.ops.mlip_kernels, name).default
     return call
-
-
-def differentiate(
-    name: str,
-    *,
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-    through: tuple[str, ...],
-) -> None:
-    """Give the operator ``name`` its gradient, computed by the operators ``through``.
-
-    A registered formula serves eager mode, ``torch.compile(fullgraph=True)`` and ``torch.export`` alike, and costs
-    less per call than a ``torch.autograd.Function`` with a ``setup_context`` of its own. What is not implemented
-    raises: without the second registration a gradient of the gradient would silently be zero, and a tangent of
-    forward-mode differentiation would be lost without the look at the arguments.
-    """
-    register_formula(LIBRARY, getattr(torch.ops.mlip_kernels, name).default, backward, setup_context)
-
-    def refuse(context: Any, *gradients: Tensor) -> None:
-        raise RuntimeError(
-            f"mlip_kernels::{name} has no second derivative; compute it inside `with mlip_kernels.use_reference():`"
-        )
-
-    for operator in through:
-        register_formula(LIBRARY, getattr(torch.ops.mlip_kernels, operator).default, refuse)
 
 
 def _on_cuda(name: str, fallback: Callable[..., Any], *arguments: Any) -> Any:

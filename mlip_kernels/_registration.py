@@ -54,49 +54,6 @@ def register_fake(library: torch.library.Library, name: str, fake: Callable[...,
     library._registration_handles.append(fakes.register(fake, qualified, lib=library))
 
 
-def register_formula(
-    library: torch.library.Library,
-    operator: torch._ops.OpOverload,
-    backward: Callable[..., Any],
-    setup_context: Callable[..., None] | None = None,
-) -> None:
-    """Differentiate ``operator``, defined in ``library``, by ``backward(ctx, *gradients)``, and refuse tangents.
-
-    Args:
-        operator: without keyword-only arguments, defaults and lists of tensors.
-        backward: returns one gradient, or ``None``, for each argument.
-        setup_context: ``setup_context(ctx, inputs, output)`` saves what `backward` needs.
-    """
-
-    @functools.cache
-    def function() -> type[torch.autograd.Function]:
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
-        return type(operator._opname, (torch.autograd.Function,), methods)
-
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        *inputs, keys = arguments
-        with _AutoDispatchBelowAutograd():
-            output = operator.redispatch(keys, *inputs)
-            if setup_context is not None:
-                setup_context(ctx, tuple(inputs), output)
-        return output
-
-    def gradients(ctx: Any, *incoming: Any) -> tuple[Any, ...]:
-        results = backward(ctx, *incoming)
-        return (*results, None) if isinstance(results, tuple) else (results, None)
-
-    def record(keys: Any, *arguments: Any) -> Any:
-        if forward_ad._current_level >= 0:
-            refuse_tangents(operator._opname, arguments)
-        keys = keys & _after_autograd_keyset
-        if torch.is_grad_enabled() and _any_requires_grad(*arguments):
-            return function().apply(*arguments, keys)
-        with _AutoDispatchBelowAutograd():
-            return operator.redispatch(keys, *arguments)
-
-    library.impl(operator._opname, record, "Autograd", with_keyset=True)
-
-
 def refuse_tangents(name: str, arguments: tuple[Any, ...]) -> None:
     """Raise if an argument has a tangent of forward-mode differentiation, which the operator ``name`` would lose."""
     for argument in arguments:

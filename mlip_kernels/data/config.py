@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mlip_kernels.ops.arguments import check_choice, check_integer
+from mlip_kernels._arguments import check_choice, check_integer
 
 Form = Literal["openmoji", "csv", "shards"]
 OnDamage = Literal["auto", "error", "skip"]

@@ -16,7 +16,7 @@ from mlip_kernels.data.openmoji import OpenMojiPairs, attribution
 from mlip_kernels.data.packages import require
 from mlip_kernels.data.pairs import PairBatches, Pairs, split
 from mlip_kernels.data.shards import ShardBatches, Shards
-from mlip_kernels.ops.arguments import check_integer
+from mlip_kernels._arguments import check_integer
 
 
 class ImageTextData:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mlip_kernels.nn.granularity import check_shares
-from mlip_kernels.ops.arguments import (
+from mlip_kernels._arguments import (
     LARGEST_SIZE,
     check_choice,
     check_flag,

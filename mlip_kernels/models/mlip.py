@@ -19,7 +19,7 @@ from mlip_kernels.models.image_tower import Companion, ImageTokens, ImageTower
 from mlip_kernels.nn.merging_blocks import Amount
 from mlip_kernels.nn.pooling import AttentionPool
 from mlip_kernels.nn.spectral import FrequencyStage
-from mlip_kernels.ops.arguments import (
+from mlip_kernels._arguments import (
     check_flag,
     check_integer,
     check_same_device,
@@ -27,8 +27,8 @@ from mlip_kernels.ops.arguments import (
     check_shape,
     check_tensor,
 )
-from mlip_kernels.ops.merging import keep_rate_schedule, merge_layers
-from mlip_kernels.ops.spectral import amplitude_phase, token_energy
+from mlip_kernels.merging import keep_rate_schedule, merge_layers
+from mlip_kernels.spectral import amplitude_phase, token_energy
 
 MAXIMUM_SCALE = 100.0
 """Upper bound of every learned logit scale, as in CLIP."""

@@ -8,7 +8,7 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from mlip_kernels.ops.merging import proportional_attention
+from mlip_kernels.merging import proportional_attention
 
 
 class Attended(NamedTuple):

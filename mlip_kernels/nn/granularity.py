@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mlip_kernels._tracing import stable_argsort
-from mlip_kernels.ops.arguments import (
+from mlip_kernels._arguments import (
     check_integer,
     check_number,
     check_same_device,
@@ -20,8 +20,8 @@ from mlip_kernels.ops.arguments import (
     sequence_of,
     shown,
 )
-from mlip_kernels.ops.merging import MergePlan, merge_plan
-from mlip_kernels.ops.merging.plan import check_size
+from mlip_kernels.merging import MergePlan, merge_plan
+from mlip_kernels.merging.plan import check_size
 
 
 def three_way_plan(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mlip_kernels._tracing import stable_argsort
-from mlip_kernels.ops.merging import MergePlan
+from mlip_kernels.merging import MergePlan
 
 
 class GuideContext(NamedTuple):

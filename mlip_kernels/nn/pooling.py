@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from mlip_kernels.ops.arguments import (
+from mlip_kernels._arguments import (
     LARGEST_SIZE,
     autocast_enabled,
     check_integer,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlip_kernels.nn.guidance import GUIDES, READS_ENERGY, Guide
-from mlip_kernels.ops.arguments import check_integer, check_number
-from mlip_kernels.ops.merging import keep_rate_schedule, merge_schedule, token_counts
+from mlip_kernels._arguments import check_integer, check_number
+from mlip_kernels.merging import keep_rate_schedule, merge_schedule, token_counts
 
 Rate = int | tuple[int, float] | list[int]
 

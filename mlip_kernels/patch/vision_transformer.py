@@ -13,8 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mlip_kernels.nn.merging_blocks import MergeRule, MergeState, last_state, merging_states
-from mlip_kernels.ops.merging import MergePlan
-from mlip_kernels.ops.spectral import token_energy
+from mlip_kernels.merging import MergePlan
+from mlip_kernels.spectral import token_energy
 from mlip_kernels.patch.settings import Merging, Rate, changed
 
 REPLACED = ("__call__", "forward", "forward_features", "forward_intermediates")

@@ -16,7 +16,7 @@ from mlip_kernels.models.config import (
     MLIPConfig,
     TextConfig,
 )
-from mlip_kernels.ops.arguments import check_choice, check_integer, check_number
+from mlip_kernels._arguments import check_choice, check_integer, check_number
 from mlip_kernels.train.precision import CHOICES
 
 SMALL = MLIPConfig(

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mlip_kernels.ops.arguments import check_choice
+from mlip_kernels._arguments import check_choice
 
 
 class _AllGather(torch.autograd.Function):

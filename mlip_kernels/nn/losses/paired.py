@@ -11,7 +11,7 @@ from mlip_kernels.nn.losses.gather import (
     sizes_by_rank,
     warn_if_local,
 )
-from mlip_kernels.ops.arguments import (
+from mlip_kernels._arguments import (
     LARGEST_SIZE,
     check_flag,
     check_integer,

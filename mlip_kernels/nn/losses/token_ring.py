@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mlip_kernels._library import reference_requested, use_reference
+from mlip_kernels._operator import reference_requested, use_reference
 from mlip_kernels.nn.losses.ring import pass_on
-from mlip_kernels.ops.contrastive import token_logits
+from mlip_kernels.contrastive import token_logits
 
 
 @dataclass(frozen=True)

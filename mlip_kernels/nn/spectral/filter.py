@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mlip_kernels.ops.arguments import (
+from mlip_kernels._arguments import (
     LARGEST_SIZE,
     check_choice,
     check_integer,
@@ -18,8 +18,8 @@ from mlip_kernels.ops.arguments import (
     check_tokens,
     sequence_of,
 )
-from mlip_kernels.ops.spectral import spectral_filter
-from mlip_kernels.ops.spectral.checks import spectrum_layout, spectrum_shape
+from mlip_kernels.spectral import spectral_filter
+from mlip_kernels.spectral.checks import spectrum_layout, spectrum_shape
 
 Lengths = int | Sequence[int]
 

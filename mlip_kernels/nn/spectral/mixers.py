@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlip_kernels.nn.spectral.filter import SpectralFilter
-from mlip_kernels.ops.arguments import (
+from mlip_kernels._arguments import (
     LARGEST_SIZE,
     check_integer,
     check_new_grid,
@@ -19,7 +19,7 @@ from mlip_kernels.ops.arguments import (
     check_shape,
     check_tokens,
 )
-from mlip_kernels.ops.spectral import irfft, rfft
+from mlip_kernels.spectral import irfft, rfft
 
 
 class FilterBank(nn.Module):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mlip_kernels.nn.spectral.filter import Lengths, SpectralFilter
 from mlip_kernels.nn.spectral.mixers import ComplexMLP, FilterBank, check_module_tokens
-from mlip_kernels.ops.arguments import (
+from mlip_kernels._arguments import (
     LARGEST_SIZE,
     check_choice,
     check_integer,

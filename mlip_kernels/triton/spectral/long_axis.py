@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlip_kernels.reference.spectral.primitives import adjoint, multiplicity
+from mlip_kernels.spectral.plain import adjoint, multiplicity
 from mlip_kernels.triton.spectral.products import multiply
 
 BLOCK_M = 64

@@ -1,0 +1,202 @@
+"""Token-level contrastive logits in plain PyTorch: the definition of right.
+
+Late interaction as in FILIP (Yao et al., "FILIP: Fine-grained Interactive Language-Image Pre-Training", ICLR 2022,
+eq. 5 and 6), extended by masks on both sides and by weights that let a merged token count for what it stands for.
+
+The logits are made of one primitive, `token_maxima`: everything that depends on pairs of tokens. Weights become shares
+in a mean before it, scale and bias act on its ``[B, C]`` results after it. What wins a maximum is written down in maps
+of the smallest type that holds a token's index, from which `token_maxima_backward` computes the gradient of one side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 2**22
+"""Similarities computed at a time (16 MiB in float32): they stay in cache, and memory stays flat in the batch."""
+
+Maxima = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def token_logits(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    *,
+    image_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
+    image_weight: Tensor | None = None,
+    text_weight: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    bias: float | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `mlip_kernels.token_logits`.
+
+    Differentiable by autograd, to any order. The similarities of a few images with all texts are computed at a time.
+    Autograd keeps their two argmax maps, int64, and, where a weight needs a gradient, the maxima: ``8·B·C·(N + M)`` and
+    another ``4·B·C·(N + M)`` bytes.
+    """
+    images, texts = in_one_dtype(image_tokens, text_tokens)
+    image_share, text_share = shares(images, image_mask, image_weight), shares(texts, text_mask, text_weight)
+    per_image, per_text, *_ = token_maxima(images, texts, image_mask, text_mask, image_share, text_share, False, False)
+    return affine(per_image, scale, bias), affine(per_text, scale, bias)
+
+
+def in_one_dtype(image_tokens: Tensor, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens of two dtypes, as autocast makes them, in the wider one."""
+    dtype = torch.promote_types(image_tokens.dtype, text_tokens.dtype)
+    return image_tokens.to(dtype), text_tokens.to(dtype)
+
+
+def shares(tokens: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
+    """``[B, N]``, each token's share in the mean over its row: they sum to 1, or are all 0 where the weights do.
+
+    Float32, or float64 where the tokens are; a masked token has none.
+    """
+    dtype = compute_dtype(tokens)
+    weight = tokens.new_ones(tokens.shape[:2], dtype=dtype) if weight is None else weight.to(dtype)
+    if mask is not None:
+        weight = weight.masked_fill(~mask, 0)
+    total = weight.sum(dim=1, keepdim=True)
+    return (weight / total.masked_fill(total == 0, 1)).masked_fill(total == 0, 0)
+
+
+def compute_dtype(tokens: Tensor) -> torch.dtype:
+    """Half precision is multiplied and accumulated in float32; float64 stays."""
+    return torch.float64 if tokens.dtype == torch.float64 else torch.float32
+
+
+def index_dtype(count: int) -> torch.dtype:
+    """The smallest integer type that holds the index of one of ``count`` tokens and has operators in PyTorch."""
+    return torch.uint8 if count <= 2**8 else torch.int16 if count <= 2**15 else torch.int32
+
+
+def token_maxima(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    image_mask: Tensor | None,
+    text_mask: Tensor | None,
+    image_share: Tensor,
+    text_share: Tensor,
+    keep_best: bool,
+    keep_maxima: bool,
+) -> Maxima:
+    """Weighted means of the best similarity of every token, for every pair of an image and a text.
+
+    Args:
+        image_tokens: ``[B, N, D]``, text_tokens ``[C, M, D]`` in the same dtype.
+        image_mask, text_mask: ``[B, N]`` and ``[C, M]``, True where the token is real, or None.
+        image_share, text_share: ``[B, N]`` and ``[C, M]`` from `shares`.
+        keep_best, keep_maxima: what is wanted of the last four results; the others are empty.
+
+    Returns:
+        per_image: ``[B, C]``, ``Σ_n image_share[b, n] · text_maxima[b, c, n]``.
+        per_text: ``[C, B]``, ``Σ_m text_share[c, m] · image_maxima[b, c, m]``.
+        best_text: ``[B, C, N]`` in ``index_dtype(M)``, which token of the text is the best for each token of the image:
+            the lowest index of equals. For a masked token of the image any token; where the whole text is masked, one
+            of its masked tokens, so that a winner that is masked means that there is none.
+        best_image: ``[B, C, M]`` in ``index_dtype(N)``, the same for each token of the text.
+        text_maxima: ``[B, C, N]``, the similarity with that token, 0 where there is none or the own token is masked.
+        image_maxima: ``[B, C, M]``.
+    """
+    dtype = compute_dtype(image_tokens)
+    images, image_penalty = _unmasked(image_tokens.to(dtype), image_mask)
+    texts, text_penalty = _unmasked(text_tokens.to(dtype), text_mask)
+    (batch, image_count, _), (text_batch, text_count, _) = images.shape, texts.shape
+    columns = texts.flatten(0, 1).t()
+
+    parts: list[list[Tensor]] = [[], [], [], [], [], []]
+    chunk = max(1, CHUNK_ELEMENTS // max(1, image_count * text_batch * text_count))
+    for start in range(0, max(batch, 1), chunk):
+        part = slice(start, start + chunk)
+        rows = images[part].flatten(0, 1)
+        products = rows @ columns if text_penalty is None else torch.addmm(text_penalty.reshape(-1), rows, columns)
+        similarity = products.view(images[part].shape[0], image_count, text_batch, text_count)
+        if image_penalty is not None:
+            similarity = similarity + image_penalty[part, :, None, None]
+
+        # torch.max gives the whole gradient to the first of equal maxima; torch.amax would divide it among them.
+        text_maxima, best_text = similarity.max(dim=3)
+        image_maxima, best_image = similarity.max(dim=1)
+        if image_mask is not None:
+            text_maxima = text_maxima.masked_fill(~image_mask[part, :, None], 0)
+        if text_mask is not None:
+            image_maxima = image_maxima.masked_fill(~text_mask, 0)
+        found = [(image_share[part, :, None] * text_maxima).sum(dim=1), (text_share * image_maxima).sum(dim=2)]
+        if keep_best:
+            found += [best_text.transpose(1, 2).to(index_dtype(text_count)), best_image.to(index_dtype(image_count))]
+        if keep_maxima:
+            found += [text_maxima.transpose(1, 2), image_maxima]
+        for kept, one in zip([*parts[:2], *parts[2:4] * keep_best, *parts[4:] * keep_maxima], found, strict=True):
+            kept.append(one)
+
+    per_image, per_text = torch.cat(parts[0]), torch.cat(parts[1]).t().contiguous()
+    nothing = image_share.new_empty(0)
+    maps = [torch.cat(part) for part in parts[2:4]] if keep_best else [nothing.to(torch.uint8), nothing.to(torch.uint8)]
+    values = [torch.cat(part) for part in parts[4:]] if keep_maxima else [nothing, nothing.clone()]
+    return per_image, per_text, *maps, *values  # type: ignore[return-value]
+
+
+def token_maxima_backward(
+    grad_mean: Tensor,
+    grad_other_mean: Tensor,
+    other_tokens: Tensor,
+    mask: Tensor | None,
+    other_mask: Tensor | None,
+    share: Tensor,
+    other_share: Tensor,
+    best_other: Tensor,
+    best: Tensor,
+) -> Tensor:
+    """Gradient of the tokens of one side, ``[B, N, D]`` in the dtype of ``other_tokens [C, M, D]``.
+
+    A token gets its own winner, and the tokens that it has won::
+
+        Σ_c  grad_mean[b, c] · share[b, n] · other_tokens[c, best_other[b, c, n]]
+           + grad_other_mean[c, b] · Σ_{m : best[b, c, m] = n} other_share[c, m] · other_tokens[c, m]
+
+    without terms in which either token is masked. For the images b, n, ``share`` and ``best_other`` are those of the
+    image and ``best_text``; for the texts the two sides change places, maps transposed to ``[C, B, M]``, ``[C, B, N]``.
+    """
+    dtype = share.dtype
+    (batch, count), (other_batch, other_count, channels) = share.shape, other_tokens.shape
+    others, _ = _unmasked(other_tokens.to(dtype), other_mask)
+    grad_tokens = other_tokens.new_empty(batch, count, channels)
+    chunk = max(1, CHUNK_ELEMENTS // max(1, count * other_batch * other_count))
+    for start in range(0, batch, chunk):
+        part = slice(start, start + chunk)
+        own = grad_mean[part, :, None] * share[part, None]
+        won = grad_other_mean.t()[part, :, None] * other_share
+        # Scattering along either axis meets no place twice, so nothing depends on an order.
+        shape = (*own.shape, other_count)
+        coefficient = own.new_zeros(shape).scatter_(3, best_other[part, ..., None].long(), own[..., None])
+        coefficient += own.new_zeros(shape).scatter_(2, best[part, :, None].long(), won[:, :, None])
+        if mask is not None:
+            coefficient.masked_fill_(~mask[part, None, :, None], 0)
+        if other_mask is not None:
+            coefficient.masked_fill_(~other_mask[:, None], 0)
+        grad_tokens[part] = coefficient.transpose(1, 2).flatten(2) @ others.flatten(0, 1)
+    return grad_tokens
+
+
+def _unmasked(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Tokens with 0 where masked, and what to add to their similarities.
+
+    Where a whole side is masked its zeroed tokens stay in the running: they win with similarity 0 and a zero gradient,
+    which is what the empty maximum is defined to be.
+    """
+    if mask is None:
+        return tokens, None
+    absent = ~mask & mask.any(dim=1, keepdim=True)
+    penalty = torch.zeros_like(absent, dtype=tokens.dtype).masked_fill(absent, -torch.inf)
+    return tokens.masked_fill(~mask.unsqueeze(-1), 0), penalty
+
+
+def affine(mean: Tensor, scale: float | Tensor, bias: float | Tensor | None) -> Tensor:
+    """``scale · mean + bias``, in the dtype of the mean."""
+    logits = mean * _scalar(scale, mean)
+    return logits if bias is None else logits + _scalar(bias, mean)
+
+
+def _scalar(value: float | Tensor, like: Tensor) -> float | Tensor:
+    return value.to(like.dtype).reshape(()) if isinstance(value, Tensor) else value

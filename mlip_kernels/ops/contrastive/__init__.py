@@ -1,6 +1,0 @@
-"""Contrastive family: logits between images and texts from all their tokens, and the cross-entropy of pairs."""
-
-from mlip_kernels.ops.contrastive.logits import check_token_logits, token_logits
-from mlip_kernels.ops.contrastive.pair_cross_entropy import pair_cross_entropy
-
-__all__ = ["check_token_logits", "pair_cross_entropy", "token_logits"]
