@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from conftest import DEVICE
 
-from mlip_kernels import merge_plan, merge_tokens, proportional_attention, use_reference, weighted_mean
-from mlip_kernels.reference import merging
-from mlip_kernels.reference.merging.weighted_mean import weighted_mean as reference
+from mlip_kernels import merge_plan, merge_tokens, merging, proportional_attention, use_reference, weighted_mean
+from mlip_kernels.merging.plain import weighted_mean as reference
 
 SHAPE = (64, 197, 384)  # a batch from ViT-S; with its gradient it stays below the size at which malloc maps fresh pages
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

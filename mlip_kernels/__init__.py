@@ -1,7 +1,7 @@
 """Fused kernels for training CLIP-like models faster: spectral features, token merging, token-level contrast.
 
-The packages `nn`, `models` and `patch` and the module `testing` are imported when they are first used, as attributes
-too: ``import mlip_kernels as mk; mk.nn.ClipLoss()``.
+The packages `nn`, `models` and `patch` and the modules `functions` and `testing` are imported when they are first used,
+as attributes too: ``import mlip_kernels as mk; mk.nn.ClipLoss()``.
 """
 
 __version__ = "0.1.0"
@@ -30,6 +30,11 @@ __all__ = [
 ]
 
 try:
+    import torch as _torch  # noqa: F401
+except (ImportError, OSError) as _failure:  # `python -m mlip_kernels.env` is to say what is wrong with it
+    _reason: Exception | None = _failure
+else:
+    _reason = None
     from mlip_kernels import _flops
     from mlip_kernels._operator import use_reference
     from mlip_kernels.contrastive import pair_cross_entropy, token_logits
@@ -57,12 +62,8 @@ try:
     )
 
     _flops.register_when_imported()
-except Exception as _failure:  # a broken torch must not keep `python -m mlip_kernels.env` from saying so
-    _reason: Exception | None = _failure
-else:
-    _reason = None
 
-_LAZY = ("models", "nn", "patch", "testing")
+_LAZY = ("functions", "models", "nn", "patch", "testing")
 
 
 def __getattr__(name: str) -> object:

@@ -33,85 +33,91 @@ COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
 
 
-def _separable(x: Shape, along_h: Shape | None, along_w: Shape, height: int, width: int, *_: Any) -> int:
-    columns = 0 if along_h is None else along_w[0] * along_h[0] * height
-    return 2 * x[0] * x[2] * (height * width * along_w[0] + columns)
+def _axes(tokens: int, grid: Shape | None, prefix_tokens: int) -> tuple[int, int]:
+    return (grid[0], grid[1]) if grid else (1, tokens - prefix_tokens)
 
 
-def _analysis(x: Shape, along_h: Shape | None, along_w: Shape, height: int, width: int, *_: Any) -> int:
-    kept = along_w[0] // 2
-    columns = 0 if along_h is None else 8 * kept * along_h[1] * height
-    return x[0] * x[2] * (2 * height * width * 2 * kept + columns)
+def _cosine(height: int, width: int, grid: Shape | None) -> int:
+    """A DCT over the rows, and over the columns of a grid, for each sample and channel."""
+    return 2 * height * width * (width + (height if grid else 0))
 
 
-def _synthesis(real: Shape, imaginary: Shape, along_h: Shape | None, along_w: Shape, *_: Any) -> int:
-    batch, height, kept, channels = real
-    rows = height if along_h is None else along_h[1]
-    columns = 0 if along_h is None else 8 * kept * rows * height
-    return batch * channels * (columns + 2 * rows * 2 * kept * along_w[0])
+def _fourier(height: int, width: int, grid: Shape | None) -> int:
+    """A real FFT over the rows, and a complex one over the columns; its inverse costs the same."""
+    bins = width // 2 + 1
+    return 2 * height * width * 2 * bins + (8 * bins * height * height if grid else 0)
 
 
-def _there(x: Shape, along_h: Shape | None, along_w: Shape, height: int, width: int, fourier: bool) -> int:
-    """A transform of all tokens; back again costs the same."""
-    return (_analysis if fourier else _separable)(x, along_h, along_w, height, width)
+def _in_basis(basis: str, height: int, width: int, grid: Shape | None) -> int:
+    return (_cosine if basis == "dct" else _fourier)(height, width, grid)
 
 
-def _coefficients(height: int, width: int, fourier: bool) -> int:
-    return height * (width // 2 + 1 if fourier else width)
+def _sums(basis: str, height: int, width: int) -> int:
+    """A product with each coefficient, added up: of two real or of two complex numbers."""
+    return 2 * height * width if basis == "dct" else 8 * height * (width // 2 + 1)
 
 
-def _filtered(x: Shape, weight: Shape, along_h: Shape | None, along_w: Shape, height: int, width: int, *_: Any) -> int:
-    return 2 * _there(x, along_h, along_w, height, width, len(weight) == 4)
+def _dct(x: Shape, type: int, grid: Shape | None, norm: str, prefix_tokens: int, *_: Any) -> int:
+    return x[0] * x[2] * _cosine(*_axes(x[1], grid, prefix_tokens), grid)
 
 
-def _filtered_backward_weight(
-    grad: Shape, x: Shape, along_h: Shape | None, along_w: Shape, height: int, width: int, prefix: int, fourier: bool
+def _rfft(x: Shape, grid: Shape | None, norm: str, prefix_tokens: int, *_: Any) -> int:
+    return x[0] * x[2] * _fourier(*_axes(x[1], grid, prefix_tokens), grid)
+
+
+def _rfft_adjoint(real: Shape, imag: Shape, tokens: int, grid: Shape | None, norm: str, prefix_tokens: int) -> int:
+    return real[0] * real[-1] * _fourier(*_axes(tokens, grid, prefix_tokens), grid)
+
+
+def _irfft(real: Shape, imag: Shape, n: int, grid: Shape | None, *_: Any) -> int:
+    return real[0] * real[-1] * _fourier(*_axes(n, grid, 0), grid)
+
+
+def _irfft_adjoint(x: Shape, n: int, grid: Shape | None, norm: str) -> int:
+    return x[0] * x[2] * _fourier(*_axes(n, grid, 0), grid)
+
+
+def _spectral_resize(
+    x: Shape, grid: Shape, new_grid: Shape, rescale: bool, prefix_tokens: int, transposed: bool, *_: Any
 ) -> int:
-    sums = _coefficients(height, width, fourier) * (8 if fourier else 2)
-    return 2 * _there(x, along_h, along_w, height, width, fourier) + sums * x[0] * x[2]
+    (height, width), (new_height, new_width) = (new_grid, grid) if transposed else (grid, new_grid)
+    return 2 * x[0] * x[2] * (height * width * new_width + height * new_width * new_height)
 
 
-def _band_energy(
-    x: Shape,
-    bands: Shape,
-    count: int,
-    along_h: Shape | None,
-    along_w: Shape,
-    height: int,
-    width: int,
-    prefix: int,
-    fourier: bool,
-    *_: Any,
-) -> int:
-    squares = _coefficients(height, width, fourier) * (4 if fourier else 2)
-    return _there(x, along_h, along_w, height, width, fourier) + squares * x[0] * x[2]
+def _spectral_filter(x: Shape, weight: Shape, grid: Shape | None, basis: str, prefix_tokens: int, *_: Any) -> int:
+    return 2 * x[0] * x[2] * _in_basis(basis, *_axes(x[1], grid, prefix_tokens), grid)
+
+
+def _spectral_filter_backward_weight(grad: Shape, x: Shape, grid: Shape | None, basis: str, prefix_tokens: int) -> int:
+    axes = _axes(x[1], grid, prefix_tokens)
+    return x[0] * x[2] * (2 * _in_basis(basis, *axes, grid) + _sums(basis, *axes))
+
+
+def _band_energy(x: Shape, bands: Shape | None, grid: Shape | None, basis: str, prefix_tokens: int, count: int) -> int:
+    height, width = _axes(x[1], grid, prefix_tokens)
+    squares = 2 * height * width if basis == "dct" else 4 * height * (width // 2 + 1)
+    return x[0] * x[2] * (_in_basis(basis, height, width, grid) + squares)
 
 
 def _band_energy_backward(
-    grad: Shape,
-    x: Shape,
-    bands: Shape,
-    along_h: Shape | None,
-    along_w: Shape,
-    height: int,
-    width: int,
-    prefix: int,
-    fourier: bool,
+    grad: Shape, x: Shape, bands: Shape | None, grid: Shape | None, basis: str, prefix_tokens: int
 ) -> int:
-    return 2 * _there(x, along_h, along_w, height, width, fourier)
+    return 2 * x[0] * x[2] * _in_basis(basis, *_axes(x[1], grid, prefix_tokens), grid)
 
 
-def _token_energy(
-    x: Shape, kept: Shape, along_h: Shape | None, along_w: Shape, height: int, width: int, *_: Any
-) -> int:
-    there = _there(x, along_h, along_w, height, width, len(kept) == 3)
-    return 2 * there + 2 * x[0] * height * width * x[2]
+def _token_energy(x: Shape, cutoff: float, grid: Shape | None, basis: str, prefix_tokens: int) -> int:
+    height, width = _axes(x[1], grid, prefix_tokens)
+    return 2 * x[0] * x[2] * (_in_basis(basis, height, width, grid) + height * width)
 
 
 def _token_energy_backward(
-    grad: Shape, x: Shape, kept: Shape, along_h: Shape | None, along_w: Shape, height: int, width: int, *_: Any
+    grad: Shape, x: Shape, cutoff: float, grid: Shape | None, basis: str, prefix_tokens: int
 ) -> int:
-    return 4 * _there(x, along_h, along_w, height, width, len(kept) == 3)
+    return 4 * x[0] * x[2] * _in_basis(basis, *_axes(x[1], grid, prefix_tokens), grid)
+
+
+def _amplitude_phase(x: Shape, grid: Shape | None, eps: float, prefix_tokens: int) -> int:
+    return _rfft(x, grid, "ortho", prefix_tokens)
 
 
 def _match(metric: Shape, r: int, guide: Shape | None, guide_weight: float, prefix_tokens: int, *_: Any) -> int:
@@ -144,26 +150,20 @@ def _weighted_mean_backward_weight(grad: Shape, x: Shape, weight: Shape, total: 
     return 2 * x[0] * (x[1] - prefix_tokens) * x[2]
 
 
-def _token_maxima(image_tokens: Shape, text_tokens: Shape, *_: Any) -> int:
+def _token_logits(image_tokens: Shape, text_tokens: Shape, *_: Any) -> int:
     (batch, images, channels), (text_batch, texts) = image_tokens, text_tokens[:2]
     return 2 * batch * text_batch * (images * texts * channels + images + texts)
 
 
-def _token_maxima_backward(
-    grad_mean: Shape,
-    grad_other_mean: Shape,
-    other_tokens: Shape,
-    mask: Shape | None,
-    other_mask: Shape | None,
-    share: Shape,
-    *_: Any,
+def _token_logits_backward(
+    grad_per_image: Shape | None, grad_per_text: Shape | None, image_tokens: Shape, text_tokens: Shape, *rest: Any
 ) -> int:
-    other_batch, others, channels = other_tokens
-    return 2 * share[0] * other_batch * (share[1] + others) * channels
+    (batch, images, channels), (text_batch, texts, _) = image_tokens, text_tokens
+    return 2 * sum(rest[-1][:2]) * batch * text_batch * (images + texts) * channels
 
 
-def _pair_cross_entropy(logits: Shape, labels: Shape, both: bool, *_: Any) -> int:
-    return (6 if both else 3) * logits[0] * logits[1]
+def _pair_cross_entropy(logits: Shape, labels: Shape | None, directions: str, *_: Any) -> int:
+    return (6 if directions == "both" else 3) * logits[0] * logits[1]
 
 
 def _pair_cross_entropy_backward(
@@ -173,19 +173,26 @@ def _pair_cross_entropy_backward(
 
 
 FORMULAS: dict[str, Callable[..., int]] = {
-    "spectral_separable": _separable,
-    "spectral_analysis": _analysis,
-    "spectral_synthesis": _synthesis,
-    "spectral_filtered": _filtered,
-    "spectral_separable_out": _separable,
-    "spectral_analysis_out": _analysis,
-    "spectral_synthesis_out": _synthesis,
-    "spectral_filtered_out": _filtered,
-    "spectral_filtered_backward_weight": _filtered_backward_weight,
-    "spectral_band_energy": _band_energy,
-    "spectral_band_energy_backward": _band_energy_backward,
-    "spectral_token_energy": _token_energy,
-    "spectral_token_energy_backward": _token_energy_backward,
+    "dct": _dct,
+    "dct_out": _dct,
+    "idct": _dct,
+    "idct_out": _dct,
+    "rfft": _rfft,
+    "rfft_out": _rfft,
+    "rfft_adjoint": _rfft_adjoint,
+    "irfft": _irfft,
+    "irfft_out": _irfft,
+    "irfft_adjoint": _irfft_adjoint,
+    "spectral_filter": _spectral_filter,
+    "spectral_filter_out": _spectral_filter,
+    "spectral_filter_backward_weight": _spectral_filter_backward_weight,
+    "spectral_resize": _spectral_resize,
+    "spectral_resize_out": _spectral_resize,
+    "band_energy": _band_energy,
+    "band_energy_backward": _band_energy_backward,
+    "token_energy": _token_energy,
+    "token_energy_backward": _token_energy_backward,
+    "amplitude_phase": _amplitude_phase,
     "merging_match": _match,
     "merging_match_capped": _match,
     "merging_match_above": _match,
@@ -195,9 +202,9 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "merging_weighted_mean": _weighted_mean,
     "merging_weighted_mean_backward": _weighted_mean_backward,
     "merging_weighted_mean_backward_weight": _weighted_mean_backward_weight,
-    "contrastive_token_maxima": _token_maxima,
-    "contrastive_token_maxima_backward": _token_maxima_backward,
-    "contrastive_pair_cross_entropy": _pair_cross_entropy,
+    "token_logits": _token_logits,
+    "token_logits_backward": _token_logits_backward,
+    "pair_cross_entropy": _pair_cross_entropy,
     "contrastive_pair_cross_entropy_backward": _pair_cross_entropy_backward,
 }
 """Operator -> its formula, which takes the operator's arguments with the shapes of tensors in their place."""

@@ -43,7 +43,7 @@ def define(
     fake: Callable[..., Any] | None,
     triton: str | None = None,
     kernels: bool = True,
-) -> Callable[..., Any]:
+) -> Any:
     """Define the operator ``mlip_kernels::<schema>`` for every device, and return what calls it.
 
     Args:
@@ -83,7 +83,7 @@ def _trace(name: str, fake: Callable[..., Any]) -> None:
     register_fake(LIBRARY, name, fake_of_graphs)
 
 
-def define_kernel(schema: str, *, reference: Callable[..., Any], triton: str | None = None) -> Callable[..., Any]:
+def define_kernel(schema: str, *, reference: Callable[..., Any], triton: str | None = None) -> Any:
     """`define` an operator that only operators call, which has neither a fake nor a gradient: it refuses both."""
     operator = define(schema, reference=reference, fake=None, triton=triton)
     name = operator._opname

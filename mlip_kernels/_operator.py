@@ -1,7 +1,7 @@
 """One operator, one class: a ``torch.autograd.Function`` that torch's dispatcher runs.
 
-    public function, Function.apply ─► check ─► plain PyTorch        inside use_reference(), under torch.func or tangents
-                                            ├─► a node of a graph    while torch.compile or torch.export traces
+    public function, Function.apply ─► check ─► plain PyTorch       in use_reference(), under torch.func, with tangents
+                                            ├─► a node of a graph   while torch.compile or torch.export traces
                                             └─► the dispatcher ─► C++, Triton or CUDA C++ (`_library`)
 
 `Operator.call` holds this switch, the only one. A backward pass runs on what its forward pass ran on, because plain
@@ -104,12 +104,12 @@ class Operator(torch.autograd.Function):
     """Shapes and dtypes of the results, for tracing."""
     plain: Callable[..., Any]
     """The definition of right: what the caller sees, in differentiable PyTorch."""
-    op: Callable[..., Any]
+    op: Any
     """``torch.ops.mlip_kernels.<name>.default``."""
     call: Callable[..., Any]
     """What the public function calls: checks, then the one way or the other. ``apply`` is the same."""
     call_into: Callable[..., None]
-    """``call_into(out, *checked)``: the same with the results in the tensors ``out``, for arguments that are checked."""
+    """``call_into(out, *checked)``: the same into the tensors ``out``, for arguments that are checked."""
     write: Callable[..., None] | None = None
     """``write(*arguments, *out)`` computes in the given tensors. None: the results are computed, then copied."""
 
@@ -199,12 +199,17 @@ class Operator(torch.autograd.Function):
             op_out = define_out(name, *cls.out, write=cls.write)
             cls.call_into = staticmethod(call_into)
         cls.op, cls.call = staticmethod(op), staticmethod(call)
-        cls.forward, cls.backward = staticmethod(forward), staticmethod(backward)
+        cls.forward, cls.backward = staticmethod(forward), staticmethod(backward)  # type: ignore[method-assign]
         LIBRARY.impl(name, record, "Autograd", with_keyset=True)
 
 
 def define_backward(
-    schema: str, *, compute: Callable[..., Any], fake: Callable[..., Any], triton: str | None = None, kernels: bool = True
+    schema: str,
+    *,
+    compute: Callable[..., Any],
+    fake: Callable[..., Any],
+    triton: str | None = None,
+    kernels: bool = True,
 ) -> Callable[..., Any]:
     """Define an operator that computes a gradient and has none itself, and return what calls it.
 
@@ -212,10 +217,11 @@ def define_backward(
     """
     name = schema.partition("(")[0]
     methods = {"compute": staticmethod(compute), "fake": staticmethod(fake), "plain": staticmethod(compute)}
-    return type(name, (Operator,), {"schema": schema, "triton": triton, "kernels": kernels, **methods}).op
+    made: Any = type(name, (Operator,), {"schema": schema, "triton": triton, "kernels": kernels, **methods})
+    return made.op
 
 
-def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+def _apply(function: Any) -> Callable[..., Any]:
     """``torch.autograd.Function.apply`` of a class that has an ``apply`` of its own."""
     return super(Operator, function).apply
 

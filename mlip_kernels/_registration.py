@@ -7,13 +7,11 @@ classes when an operator is first recorded, and the operator's name in place of 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _after_autograd_keyset, _any_requires_grad, _AutoDispatchBelowAutograd
 from torch.autograd import forward_ad
 
 OPENED = "_opened_libraries"

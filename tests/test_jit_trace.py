@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mlip_kernels as mk
-from mlip_kernels.reference.spectral import constants
+from mlip_kernels.spectral import constants
 from mlip_kernels.testing import assert_identical
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mlip_kernels import use_reference, weighted_mean
-from mlip_kernels._library import reference_requested
+from mlip_kernels._operator import reference_requested
 from mlip_kernels.testing import assert_identical
 
 X = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))

@@ -93,9 +93,7 @@ def token_logits(
 
     Source: Yao et al., "FILIP: Fine-grained Interactive Language-Image Pre-Training", ICLR 2022, eq. 5 and 6.
     """
-    return _token_logits(
-        image_tokens, text_tokens, image_mask, text_mask, image_weight, text_weight, scale, bias
-    )
+    return _token_logits(image_tokens, text_tokens, image_mask, text_mask, image_weight, text_weight, scale, bias)
 
 
 class Checked(NamedTuple):
@@ -197,9 +195,9 @@ class TokenLogits(Operator):
         keep_maxima = recorded and (_needs_gradient(image_weight) or _needs_gradient(text_weight))
         keep_means = recorded and _needs_gradient(scale)
         tokens = image_tokens, text_tokens, image_mask, text_mask, image_weight, text_weight
-        factor, scale = (1.0, scale) if isinstance(scale, Tensor) else (scale, None)
-        offset, bias = (0.0, bias) if isinstance(bias, Tensor) else (bias or 0.0, None)
-        return *tokens, scale, bias, factor, offset, keep_best, keep_maxima, keep_means
+        scaling = (scale, 1.0) if isinstance(scale, Tensor) else (None, scale)
+        shift = (bias, 0.0) if isinstance(bias, Tensor) else (None, bias or 0.0)
+        return *tokens, scaling[0], shift[0], scaling[1], shift[1], keep_best, keep_maxima, keep_means
 
     @staticmethod
     def compute(
@@ -272,9 +270,7 @@ class TokenLogits(Operator):
         ctx.keep = tuple(keep)
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            images, texts, image_mask, text_mask, image_weight, text_weight, scale, bias, *output[2:]
-        )
+        ctx.save_for_backward(images, texts, image_mask, text_mask, image_weight, text_weight, scale, bias, *output[2:])
 
     @staticmethod
     def gradients(ctx: Any, grad_per_image: Tensor | None, grad_per_text: Tensor | None, *rest: Any) -> tuple:

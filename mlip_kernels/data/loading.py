@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from mlip_kernels._arguments import check_integer
 from mlip_kernels.data import held_out as evaluation
 from mlip_kernels.data.batch import Batch
 from mlip_kernels.data.config import DataConfig, form_of
@@ -16,7 +17,6 @@ from mlip_kernels.data.openmoji import OpenMojiPairs, attribution
 from mlip_kernels.data.packages import require
 from mlip_kernels.data.pairs import PairBatches, Pairs, split
 from mlip_kernels.data.shards import ShardBatches, Shards
-from mlip_kernels._arguments import check_integer
 
 
 class ImageTextData:

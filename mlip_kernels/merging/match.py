@@ -174,5 +174,6 @@ def match(
     else:
         maps = _match(*arguments) if max_merges is None else _match_capped(*arguments, max_merges)
     if mask is None:
-        return plain.Matching(*maps[:3], None, None)
+        assignment, kept, removed, *_ = maps
+        return plain.Matching(assignment, kept, removed, None, None)
     return plain.Matching(*maps)

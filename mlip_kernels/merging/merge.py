@@ -151,7 +151,7 @@ class UnmergeTokens(Operator):
 
 
 class CombineTokens(Operator):
-    """``CombineTokens.apply(x, weight, assignment, kept, removed, dropped)``: weighted sums, the gradient of unmerging."""
+    """``CombineTokens.apply(x, weight, assignment, kept, removed, dropped)``: weighted sums of rows."""
 
     schema = f"merging_combine(Tensor x, Tensor? weight, {_MAPS}, Tensor? dropped) -> Tensor"
     triton = "mlip_kernels.triton.merging.merge:combine"

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlip_kernels._tracing import stable_argsort
 from mlip_kernels._arguments import (
     check_integer,
     check_number,
@@ -22,6 +21,7 @@ from mlip_kernels._arguments import (
     check_tensor,
     check_tokens,
 )
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.merging import plain
 from mlip_kernels.merging.match import check_matching, match
 from mlip_kernels.merging.merge import check_rows, check_size, merge_rows, unmerge_rows
@@ -306,8 +306,10 @@ def merge_plan(
         matching = match(metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)
     else:
         threshold = check_number("threshold", threshold, minimum=-1.0, maximum=1.0)
-        checked = check_matching(metric, r, guide, guide_weight, prefix_tokens, mask)
-        matching, padding = match_above(threshold, *checked, max_merges)
+        metric, r, guide, guide_weight, prefix_tokens, mask = check_matching(
+            metric, r, guide, guide_weight, prefix_tokens, mask
+        )
+        matching, padding = match_above(threshold, metric, r, guide, guide_weight, prefix_tokens, mask, max_merges)
         size = F.pad(size, (0, padding)) if size is not None and padding else size
     assignment, kept, removed, merged_mask, dropped = matching
     prefix_tokens = check_integer("prefix_tokens", prefix_tokens, minimum=0)
@@ -348,4 +350,3 @@ def merge_tokens(
     )
     merged, merged_size = plan.merge(x)
     return merged, merged_size, plan
-

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlip_kernels._tracing import stable_argsort
 from mlip_kernels._arguments import values_known
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.merging.match import match
 from mlip_kernels.merging.plain import Matching
 

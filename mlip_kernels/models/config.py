@@ -11,7 +11,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from mlip_kernels.nn.granularity import check_shares
 from mlip_kernels._arguments import (
     LARGEST_SIZE,
     check_choice,
@@ -20,6 +19,7 @@ from mlip_kernels._arguments import (
     check_integers,
     check_number,
 )
+from mlip_kernels.nn.granularity import check_shares
 
 
 def _check_literals(config: Any) -> None:

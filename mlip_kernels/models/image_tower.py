@@ -9,10 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlip_kernels.merging import weighted_mean
 from mlip_kernels.models.config import ImageConfig, MergingConfig
 from mlip_kernels.nn.guidance import GUIDES
 from mlip_kernels.nn.merging_blocks import Amount, MergeRule, MergeState, MergingBlock, last_state, merging_states
-from mlip_kernels.merging import weighted_mean
 
 PREFIX_TOKENS = 1
 

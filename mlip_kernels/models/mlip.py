@@ -14,11 +14,6 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlip_kernels.models.config import MLIPConfig
-from mlip_kernels.models.image_tower import Companion, ImageTokens, ImageTower
-from mlip_kernels.nn.merging_blocks import Amount
-from mlip_kernels.nn.pooling import AttentionPool
-from mlip_kernels.nn.spectral import FrequencyStage
 from mlip_kernels._arguments import (
     check_flag,
     check_integer,
@@ -28,6 +23,11 @@ from mlip_kernels._arguments import (
     check_tensor,
 )
 from mlip_kernels.merging import keep_rate_schedule, merge_layers
+from mlip_kernels.models.config import MLIPConfig
+from mlip_kernels.models.image_tower import Companion, ImageTokens, ImageTower
+from mlip_kernels.nn.merging_blocks import Amount
+from mlip_kernels.nn.pooling import AttentionPool
+from mlip_kernels.nn.spectral import FrequencyStage
 from mlip_kernels.spectral import amplitude_phase, token_energy
 
 MAXIMUM_SCALE = 100.0

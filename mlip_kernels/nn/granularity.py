@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlip_kernels._tracing import stable_argsort
 from mlip_kernels._arguments import (
     check_integer,
     check_number,
@@ -20,6 +19,7 @@ from mlip_kernels._arguments import (
     sequence_of,
     shown,
 )
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.merging import MergePlan, merge_plan
 from mlip_kernels.merging.plan import check_size
 

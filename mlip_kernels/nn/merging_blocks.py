@@ -18,10 +18,10 @@ from timm.models.vision_transformer import Block, ResPostBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mlip_kernels.merging import MergePlan, merge_plan
 from mlip_kernels.nn.attention import MergingAttention
 from mlip_kernels.nn.granularity import three_way_plan
 from mlip_kernels.nn.guidance import Guide, GuideContext, origin_of
-from mlip_kernels.merging import MergePlan, merge_plan
 
 Amount = int | tuple[float, float]
 """What one block merges: r tokens, 0 for none, or the shares of `three_way_plan`."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mlip_kernels.nn.guidance import GUIDES, READS_ENERGY, Guide
 from mlip_kernels._arguments import check_integer, check_number
 from mlip_kernels.merging import keep_rate_schedule, merge_schedule, token_counts
+from mlip_kernels.nn.guidance import GUIDES, READS_ENERGY, Guide
 
 Rate = int | tuple[int, float] | list[int]
 

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlip_kernels._tracing import stable_argsort
 from mlip_kernels._arguments import check_choice, check_integer, check_tokens
+from mlip_kernels._tracing import stable_argsort
 from mlip_kernels.merging import MergePlan, merge_plan, merge_schedule
 from mlip_kernels.patch.timm import Rate, apply
 

@@ -12,10 +12,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mlip_kernels.nn.merging_blocks import MergeRule, MergeState, last_state, merging_states
 from mlip_kernels.merging import MergePlan
-from mlip_kernels.spectral import token_energy
+from mlip_kernels.nn.merging_blocks import MergeRule, MergeState, last_state, merging_states
 from mlip_kernels.patch.settings import Merging, Rate, changed
+from mlip_kernels.spectral import token_energy
 
 REPLACED = ("__call__", "forward", "forward_features", "forward_intermediates")
 """What merging models do otherwise than timm's. A model that has its own has to be patched by hand."""

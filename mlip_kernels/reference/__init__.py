@@ -1,4 +1,4 @@
-"""Deprecated: the definitions in plain PyTorch are modules of their families, ``mlip_kernels.merging.plain`` for one."""
+"""Deprecated: the definitions in plain PyTorch are modules of their families, as ``merging.plain``."""
 
 import sys
 import warnings

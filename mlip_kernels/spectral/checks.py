@@ -44,7 +44,7 @@ def check_norm(norm: object) -> str:
     return norm  # type: ignore[return-value]
 
 
-def check_axis(dim: object, grid: Grid | None) -> int:
+def check_axis(dim: object, grid: object) -> int:
     """Return the axis of a transform: 1, the tokens, or 2, the channels. A grid lies on the token axis."""
     axis = check_integer("dim", dim, minimum=-2, maximum=2) % 3
     if axis == 0:

@@ -132,9 +132,7 @@ class BandEnergy(Operator):
         return kernels.band_energy(x, named, count, *matrices, *axes, prefix_tokens, basis == "rfft")
 
     @staticmethod
-    def fake(
-        x: Tensor, bands: Tensor | None, grid: Grid | None, basis: str, prefix_tokens: int, count: int
-    ) -> Tensor:
+    def fake(x: Tensor, bands: Tensor | None, grid: Grid | None, basis: str, prefix_tokens: int, count: int) -> Tensor:
         return x.new_empty(x.shape[0], count, x.shape[2])
 
     @staticmethod
@@ -212,9 +210,7 @@ class TokenEnergy(Operator):
         return _token_energy_backward(grad, *ctx.saved_tensors, *ctx.arguments)
 
 
-def _named(
-    bands: Tensor | None, count: int, x: Tensor, grid: Grid | None, axes: tuple[int, int], basis: str
-) -> Tensor:
+def _named(bands: Tensor | None, count: int, x: Tensor, grid: Grid | None, axes: tuple[int, int], basis: str) -> Tensor:
     """The band of each coefficient, int32 and flat: as given, or ``count`` of equal width."""
     if bands is None:
         shape = tuple(grid) if grid else axes[1:]

@@ -1,4 +1,4 @@
-"""The definition of right: what the operators of the family are made of, linear maps along the axes of the grid, given as matrices.
+"""The definition of right: linear maps along the axes of a grid, given as matrices, with weights between them.
 
 Tokens ``x [B, prefix + H · W, D]`` are points of a grid with channels, H = 1 for the token axis. ``along_w`` acts on
 the points of a row, ``along_h`` on those of a column (None: nothing happens along columns). In the Fourier maps

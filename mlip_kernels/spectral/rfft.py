@@ -56,9 +56,9 @@ def rfft(
     """
     if out is None:
         return _rfft(x, grid, norm, prefix_tokens)
-    checked = x, grid, norm, prefix_tokens = _check_rfft(x, grid, norm, prefix_tokens)
-    shape = [x.shape[0], *spectrum_shape(x.shape[1] - prefix_tokens, grid, "rfft"), x.shape[2]]
-    parts = check_given_pair(out, shape, "[B, H, W // 2 + 1, D]" if grid else "[B, n // 2 + 1, D]", x)
+    checked = x, axes, _, prefix_tokens = _check_rfft(x, grid, norm, prefix_tokens)
+    shape = [x.shape[0], *spectrum_shape(x.shape[1] - prefix_tokens, axes, "rfft"), x.shape[2]]
+    parts = check_given_pair(out, shape, "[B, H, W // 2 + 1, D]" if axes else "[B, n // 2 + 1, D]", x)
     _rfft_into(parts, *checked)
     return parts
 
@@ -130,9 +130,7 @@ class RFFT(Operator):
         return _without_rows(grid, *_analysis(kernels.analysis, x, grid, norm, prefix_tokens))
 
     @staticmethod
-    def write(
-        x: Tensor, grid: Grid | None, norm: str, prefix_tokens: int, out_real: Tensor, out_imag: Tensor
-    ) -> None:
+    def write(x: Tensor, grid: Grid | None, norm: str, prefix_tokens: int, out_real: Tensor, out_imag: Tensor) -> None:
         parts = (out_real, out_imag) if grid else (out_real.unsqueeze(1), out_imag.unsqueeze(1))
         _analysis(kernels.into(kernels.analysis_out, *parts), x, grid, norm, prefix_tokens)
 
@@ -163,14 +161,13 @@ class RFFTAdjoint(Operator):
     """The gradient of `RFFT`: its adjoint, whose own gradient is `RFFT` again."""
 
     schema = (
-        "rfft_adjoint(Tensor real, Tensor imag, SymInt tokens, SymInt[]? grid, str norm, SymInt prefix_tokens) -> Tensor"
+        "rfft_adjoint(Tensor real, Tensor imag, SymInt tokens, SymInt[]? grid, str norm, SymInt prefix_tokens)"
+        " -> Tensor"
     )
     kernels = False
 
     @staticmethod
-    def compute(
-        real: Tensor, imag: Tensor, tokens: int, grid: Grid | None, norm: str, prefix_tokens: int
-    ) -> Tensor:
+    def compute(real: Tensor, imag: Tensor, tokens: int, grid: Grid | None, norm: str, prefix_tokens: int) -> Tensor:
         height, width = grid or (1, tokens - prefix_tokens)
         along_h, along_w = fourier_matrices(real, height, width, grid, norm)
         real, imag = _with_rows(grid, real, imag)
@@ -231,8 +228,8 @@ class InverseRFFT(Operator):
         if not long_axes.is_long(height, width):
             return _synthesis(plain.synthesis, real, imag, n, grid, norm)
         wide, shape = compute_dtype(real), (real.shape[0], height, width // 2 + 1, real.shape[-1])
-        parts = (part.to(wide).reshape(shape) for part in (real, imag))
-        tokens = long_axes.inverse_fourier(*parts, width, norm, grid is not None)
+        real_part, imaginary_part = (part.to(wide).reshape(shape) for part in (real, imag))
+        tokens = long_axes.inverse_fourier(real_part, imaginary_part, width, norm, grid is not None)
         return tokens.flatten(1, 2).to(real.dtype).contiguous()
 
     @staticmethod
@@ -287,9 +284,7 @@ def _analysis(analysis: Callable[..., Any], x: Tensor, grid: Grid | None, norm: 
     return analysis(x, *fourier_matrices(x, height, width, grid, norm), height, width, prefix_tokens)
 
 
-def _synthesis(
-    synthesis: Callable[..., Any], real: Tensor, imag: Tensor, n: int, grid: Grid | None, norm: str
-) -> Any:
+def _synthesis(synthesis: Callable[..., Any], real: Tensor, imag: Tensor, n: int, grid: Grid | None, norm: str) -> Any:
     matrices = _inverse_matrices(real, *(grid or (1, n)), grid, norm)
     return synthesis(*_with_rows(grid, real, imag), *matrices, 0)
 

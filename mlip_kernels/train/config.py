@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mlip_kernels._arguments import check_choice, check_integer, check_number
 from mlip_kernels.data import DataConfig
 from mlip_kernels.data.config import OnDamage
 from mlip_kernels.models.config import (
@@ -16,7 +17,6 @@ from mlip_kernels.models.config import (
     MLIPConfig,
     TextConfig,
 )
-from mlip_kernels._arguments import check_choice, check_integer, check_number
 from mlip_kernels.train.precision import CHOICES
 
 SMALL = MLIPConfig(

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mlip_kernels import pair_cross_entropy, use_reference
-from mlip_kernels.reference.contrastive import pair_cross_entropy as reference
+from mlip_kernels.contrastive import plain_pair_cross_entropy as reference
 from mlip_kernels.testing import (
     DTYPES,
     assert_as_accurate,

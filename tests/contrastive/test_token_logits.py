@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mlip_kernels.ops.contrastive import token_logits
-from mlip_kernels.reference import contrastive as reference
+from mlip_kernels.contrastive import plain_token_logits as reference
+from mlip_kernels.contrastive import token_logits
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, permuted, threads
 
 OPTIONS = ("image_mask", "text_mask", "image_weight", "text_weight")

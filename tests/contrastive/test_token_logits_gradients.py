@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mlip_kernels import use_reference
-from mlip_kernels.ops.contrastive import token_logits
+from mlip_kernels.contrastive import token_logits
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients
 
 

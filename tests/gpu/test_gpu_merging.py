@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mlip_kernels import MergePlan, merge_plan, merge_tokens, use_reference
-from mlip_kernels.reference import merging as reference
+from mlip_kernels.merging import plain as reference
 from mlip_kernels.testing import assert_identical, gradients, permuted
 
 sys.path.append(str(Path(__file__).parents[1] / "merging"))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mlip_kernels import merge_plan
-from mlip_kernels.reference import merging as reference
-from mlip_kernels.reference.merging import Matching
+from mlip_kernels.merging import plain as reference
+from mlip_kernels.merging.plain import Matching
 from mlip_kernels.testing import DTYPES, assert_as_accurate, assert_close, assert_identical, permuted
 
 HALF_AND_SINGLE = tuple(dtype for dtype in DTYPES if dtype != torch.float64)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import normalize
 
-from mlip_kernels._library import reference_requested, use_reference
+from mlip_kernels._operator import reference_requested, use_reference
 from mlip_kernels.nn.losses import ClipLoss, SigLipLoss, TokenContrastiveLoss, token_ring
 from mlip_kernels.nn.losses.gather import all_gather
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
+from mlip_kernels.contrastive import token_logits
 from mlip_kernels.nn.losses import ClipLoss, SigLipLoss, TokenContrastiveLoss, gather
-from mlip_kernels.ops.contrastive import token_logits
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients
 
 open_clip_loss = pytest.importorskip("open_clip.loss", reason="parity needs open_clip_torch")

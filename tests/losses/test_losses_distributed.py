@@ -16,8 +16,8 @@ from loss_ranks import (
 )
 from torch.nn.functional import cross_entropy
 
+from mlip_kernels.contrastive import token_logits
 from mlip_kernels.nn.losses import ClipLoss, SigLipLoss, TokenContrastiveLoss
-from mlip_kernels.ops.contrastive import token_logits
 from mlip_kernels.testing import assert_close, assert_identical
 
 only_two = pytest.mark.parametrize("ranks", [2], indirect=True)

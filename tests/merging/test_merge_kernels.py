@@ -10,8 +10,8 @@ import torch
 
 from mlip_kernels import merge_plan, merge_tokens, use_reference
 from mlip_kernels._library import LOADED
-from mlip_kernels.ops.merging import primitives
-from mlip_kernels.reference import merging as reference
+from mlip_kernels.merging import plain as reference
+from mlip_kernels.merging import primitives
 from mlip_kernels.testing import (
     DTYPES,
     assert_close,

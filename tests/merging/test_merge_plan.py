@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mlip_kernels.ops.merging import merge_plan, merge_tokens
+from mlip_kernels.merging import merge_plan, merge_tokens
 from mlip_kernels.testing import TOKEN_SHAPES, assert_close, assert_identical, permuted, threads
 
 

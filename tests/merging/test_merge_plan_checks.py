@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mlip_kernels import MergePlan, merge_plan, use_reference
-from mlip_kernels.ops.merging import plan as plan_module
+from mlip_kernels.merging import plan as plan_module
 from mlip_kernels.testing import assert_identical
 
 X = torch.randn(2, 13, 6, generator=torch.Generator().manual_seed(0))

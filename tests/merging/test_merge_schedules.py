@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlip_kernels.ops.merging import keep_rate_schedule, merge_layers, merge_schedule, token_counts
+from mlip_kernels.merging import keep_rate_schedule, merge_layers, merge_schedule, token_counts
 
 
 @pytest.mark.parametrize(

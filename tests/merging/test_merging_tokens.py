@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from mlip_kernels._library import use_reference
-from mlip_kernels.ops.merging import merge_plan, merge_tokens
+from mlip_kernels._operator import use_reference
+from mlip_kernels.merging import merge_plan, merge_tokens
 from mlip_kernels.testing import (
     assert_as_accurate,
     assert_close,

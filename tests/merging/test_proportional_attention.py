@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mlip_kernels.ops.merging import proportional_attention
-from mlip_kernels.reference.merging.attention import attend_by_channels
+from mlip_kernels.merging import proportional_attention
+from mlip_kernels.merging.attention import attend_by_channels
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients, permuted
 
 

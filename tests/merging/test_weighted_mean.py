@@ -256,7 +256,7 @@ def test_a_second_derivative_raises_and_the_reference_computes_it():
 
 
 def test_use_reference_keeps_away_from_the_operator(monkeypatch):
-    module = importlib.import_module("mlip_kernels.ops.merging.weighted_mean")
+    module = importlib.import_module("mlip_kernels.merging.weighted_mean")
     monkeypatch.setattr(module, "_forward", None)
     x = tokens((2, 5, 3))
     with use_reference():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mlip_kernels.ops.spectral import amplitude_phase
+from mlip_kernels.spectral import amplitude_phase
 from mlip_kernels.testing import assert_close, assert_identical, gradients
 
 

@@ -6,7 +6,7 @@ import pytest
 import scipy.fft
 import torch
 
-from mlip_kernels.ops.spectral import dct, idct
+from mlip_kernels.spectral import dct, idct
 from mlip_kernels.testing import TOKEN_SHAPES, assert_as_accurate, assert_close, assert_identical, gradients, permuted
 
 TYPES = (1, 2, 3, 4)

@@ -7,8 +7,8 @@ import pytest
 import scipy_truths as truths
 import torch
 
-from mlip_kernels.ops import spectral
-from mlip_kernels.reference.spectral import constants
+from mlip_kernels import spectral
+from mlip_kernels.spectral import constants
 from mlip_kernels.testing import DTYPES, assert_as_accurate, assert_close, assert_identical, gradients, permuted
 
 PRIME, POWER = 1511, 4096

@@ -1,12 +1,11 @@
-"""The largest tokens for which nothing overflows, as documented in mlip_kernels.ops.spectral, and what lies beyond."""
+"""The largest tokens for which nothing overflows, as documented in mlip_kernels.spectral, and what lies beyond."""
 
 import math
 
 import pytest
 import torch
 
-from mlip_kernels import use_reference
-from mlip_kernels.ops import spectral
+from mlip_kernels import spectral, use_reference
 
 AXES = (1, 2, 3, 14, 49, 197, (7, 8), (24, 27))
 LONG = (1025, 1511, (2, 1031))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from mlip_kernels.ops import spectral
-from mlip_kernels.reference.spectral import constants
-from mlip_kernels.reference.spectral.constants import Remembered
-from mlip_kernels.reference.spectral.matrices import dct_matrix
+from mlip_kernels import spectral
+from mlip_kernels.spectral import constants
+from mlip_kernels.spectral.constants import Remembered
+from mlip_kernels.spectral.matrices import dct_matrix
 from mlip_kernels.testing import assert_identical
 
 CPU = torch.device("cpu")

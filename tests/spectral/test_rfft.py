@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mlip_kernels.ops.spectral import irfft, rfft
+from mlip_kernels.spectral import irfft, rfft
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, permuted
 
 LENGTHS = (1, 2, 7, 8, 50, 197)

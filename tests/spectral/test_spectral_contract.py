@@ -10,9 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from mlip_kernels import use_reference
-from mlip_kernels.ops import spectral
-from mlip_kernels.reference.spectral import constants
+from mlip_kernels import spectral, use_reference
+from mlip_kernels.spectral import constants
 from mlip_kernels.testing import assert_close, assert_identical, gradients, threads
 
 X = torch.randn(2, 13, 6, generator=torch.Generator().manual_seed(0))

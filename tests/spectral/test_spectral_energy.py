@@ -8,7 +8,7 @@ import scipy.fft
 import torch
 
 from mlip_kernels import use_reference
-from mlip_kernels.ops.spectral import band_energy, dct, token_energy
+from mlip_kernels.spectral import band_energy, dct, token_energy
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients, permuted
 
 BASES = ("dct", "rfft")

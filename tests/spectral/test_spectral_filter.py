@@ -4,7 +4,7 @@ import pytest
 import scipy.fft
 import torch
 
-from mlip_kernels.ops.spectral import dct, idct, spectral_filter
+from mlip_kernels.spectral import dct, idct, spectral_filter
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients, permuted
 
 GRIDS = ((1, 1), (1, 6), (5, 1), (2, 2), (3, 3), (7, 7), (7, 8), (8, 7), (14, 14), (13, 16), (24, 27))

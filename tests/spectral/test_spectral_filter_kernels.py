@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from mlip_kernels._library import LOADED
-from mlip_kernels.reference.spectral import primitives as reference
-from mlip_kernels.reference.spectral.constants import compute_dtype
-from mlip_kernels.reference.spectral.matrices import dct_matrix
-from mlip_kernels.reference.spectral.transforms import cosine_matrices, fourier_matrices
+from mlip_kernels.spectral import plain as reference
+from mlip_kernels.spectral.constants import compute_dtype
+from mlip_kernels.spectral.matrices import cosine_matrices, dct_matrix, fourier_matrices
 from mlip_kernels.testing import (
     DTYPES,
     assert_as_accurate,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mlip_kernels._library import LOADED
-from mlip_kernels.reference.spectral import matrices
-from mlip_kernels.reference.spectral import primitives as reference
+from mlip_kernels.spectral import matrices
+from mlip_kernels.spectral import plain as reference
 from mlip_kernels.testing import (
     DTYPES,
     assert_as_accurate,

@@ -6,7 +6,7 @@ from torch import nn
 
 from mlip_kernels.nn.pooling import AttentionPool
 from mlip_kernels.nn.spectral import FrequencyStage, SpectralFilter, resample_filter
-from mlip_kernels.ops.spectral import spectral_filter
+from mlip_kernels.spectral import spectral_filter
 from mlip_kernels.testing import assert_close, assert_identical, gradients
 
 

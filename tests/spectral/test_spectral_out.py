@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from mlip_kernels import use_reference
+from mlip_kernels import spectral, use_reference
 from mlip_kernels._library import LOADED
-from mlip_kernels.ops import spectral
-from mlip_kernels.reference.spectral import matrices
+from mlip_kernels.spectral import matrices
 from mlip_kernels.testing import assert_identical, permuted, uninitialized_memory_is_nan
 
 

@@ -4,7 +4,7 @@ import pytest
 import scipy.fft
 import torch
 
-from mlip_kernels.ops.spectral import spectral_resize
+from mlip_kernels.spectral import spectral_resize
 from mlip_kernels.testing import assert_close, assert_identical, permuted
 
 SIZES = [

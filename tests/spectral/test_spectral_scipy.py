@@ -8,7 +8,7 @@ import scipy_truths as truths
 import torch
 from scipy_truths import LENGTHS, NORMS
 
-from mlip_kernels.ops import spectral
+from mlip_kernels import spectral
 from mlip_kernels.testing import assert_close, assert_identical, permuted, threads
 
 CHANNELS, PREFIXES = (1, 3, 17, 65), (0, 1, 5)

@@ -12,7 +12,7 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-// The smallest integer that holds the index of one of `count` tokens: `index_dtype` in mlip_kernels.reference.
+// The smallest integer that holds the index of one of `count` tokens: `index_dtype` in mlip_kernels.contrastive.
 ScalarType index_type(int64_t count) {
   return count <= 256 ? ScalarType::Byte : count <= 32768 ? ScalarType::Short : ScalarType::Int;
 }

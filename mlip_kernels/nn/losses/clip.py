@@ -7,10 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
-from mlip_kernels.nn.losses.gather import all_gather
-from mlip_kernels.nn.losses.paired import PairedLoss, check_no_horovod
 from mlip_kernels._arguments import check_flag, check_number
 from mlip_kernels.contrastive import pair_cross_entropy
+from mlip_kernels.nn.losses.gather import all_gather
+from mlip_kernels.nn.losses.paired import PairedLoss, check_no_horovod
 
 
 class ClipLoss(PairedLoss):

@@ -5,12 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mlip_kernels.nn.losses.gather import (
-    check_equal_on_all_ranks,
-    check_process_group,
-    sizes_by_rank,
-    warn_if_local,
-)
 from mlip_kernels._arguments import (
     LARGEST_SIZE,
     check_flag,
@@ -20,6 +14,12 @@ from mlip_kernels._arguments import (
     check_scalar,
     check_shape,
     check_tensor,
+)
+from mlip_kernels.nn.losses.gather import (
+    check_equal_on_all_ranks,
+    check_process_group,
+    sizes_by_rank,
+    warn_if_local,
 )
 
 

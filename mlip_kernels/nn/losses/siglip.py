@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlip_kernels._arguments import check_choice, check_flag
 from mlip_kernels.nn.losses.gather import all_gather, broadcast
 from mlip_kernels.nn.losses.paired import PairedLoss
 from mlip_kernels.nn.losses.ring import shift
-from mlip_kernels._arguments import check_choice, check_flag
 
 
 class SigLipLoss(PairedLoss):

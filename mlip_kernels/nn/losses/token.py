@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlip_kernels._arguments import check_choice, check_flag, check_number
+from mlip_kernels.contrastive import check_token_logits, pair_cross_entropy
 from mlip_kernels.nn.losses.gather import (
     all_gather,
     all_gather_ragged,
@@ -17,8 +19,6 @@ from mlip_kernels.nn.losses.gather import (
 )
 from mlip_kernels.nn.losses.paired import PairedLoss, check_no_horovod
 from mlip_kernels.nn.losses.token_ring import Shards, ordered_logits, ring_logits
-from mlip_kernels._arguments import check_choice, check_flag, check_number
-from mlip_kernels.contrastive import check_token_logits, pair_cross_entropy
 
 
 class TokenContrastiveLoss(PairedLoss):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlip_kernels.nn.spectral.filter import SpectralFilter
 from mlip_kernels._arguments import (
     LARGEST_SIZE,
     check_integer,
@@ -19,6 +18,7 @@ from mlip_kernels._arguments import (
     check_shape,
     check_tokens,
 )
+from mlip_kernels.nn.spectral.filter import SpectralFilter
 from mlip_kernels.spectral import irfft, rfft
 
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mlip_kernels.nn.spectral.filter import Lengths, SpectralFilter
-from mlip_kernels.nn.spectral.mixers import ComplexMLP, FilterBank, check_module_tokens
 from mlip_kernels._arguments import (
     LARGEST_SIZE,
     check_choice,
@@ -18,6 +16,8 @@ from mlip_kernels._arguments import (
     check_new_grid,
     check_number,
 )
+from mlip_kernels.nn.spectral.filter import Lengths, SpectralFilter
+from mlip_kernels.nn.spectral.mixers import ComplexMLP, FilterBank, check_module_tokens
 
 MIXERS = ("filter", "filter_bank", "complex_mlp", "none")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gates.promises import Formula, Kernel, Operator, Problem
-from mlip_kernels.reference.merging import Matching, match
+from mlip_kernels.merging.plain import Matching, match
 
 FLOAT, INDEX = 4, 8  # bytes of the float32 of sizes and weights, and of the int64 of maps
 BACKENDS = ("triton", "cuda")
