@@ -21,6 +21,8 @@ from mlip_kernels._tracing import untraced
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 STRIDED = torch.strided
+AUTOCAST_DEVICES = frozenset(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu", "hpu", "mtia")))
+"""Types of devices, asked once: a graph of ``torch.compile`` would have the question as a node."""
 LARGEST_INTEGER = 2**63 - 1
 """The largest integer that operators take."""
 LARGEST_SIZE = 2**31 - 1
@@ -80,7 +82,7 @@ def check_same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -
 
 def autocast_enabled(device: str) -> bool:
     """Whether autocast is on for devices of this type."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def check_mask(name: str, value: object, shape: Sequence[int], layout: str, other_name: str, other: Tensor) -> Tensor:

@@ -70,8 +70,17 @@ def reference_requested() -> bool:
 
 def plain_needed() -> bool:
     """Whether plain PyTorch has to compute: it was asked for, or it alone can be transformed."""
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return transformed or reference_requested()
+    return _transformed() or forward_ad._current_level >= 0 or reference_requested()
+
+
+def _transformed() -> bool:
+    """Whether a transform of ``torch.func`` is active."""
+    return torch._C._are_functorch_transforms_active()
+
+
+# What torch.compiler.assume_constant_result sets, without its import of the compiler: torch.compile asks while it traces,
+# when the transforms that it traces are active, and has the answer as a constant instead of a node in every graph.
+_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Operator(torch.autograd.Function):
@@ -95,6 +104,8 @@ class Operator(torch.autograd.Function):
     """How many leading results the caller sees, a single one not as a tuple; the others serve `gradients`. None: all,
     as they are."""
 
+    differentiable: ClassVar[int | None] = None
+    """How many leading results have a gradient; None: all. `gradients` gets None for a result that nothing used."""
     out: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors that ``mlip_kernels::<name>_out`` writes its results to, where there is one."""
 
@@ -142,12 +153,17 @@ class Operator(torch.autograd.Function):
             return
         op = define(cls.schema, reference=cls.compute, fake=cls.fake, triton=cls.triton, kernels=cls.kernels)
         name, shown, check, plain, takes, save = op._opname, cls.results, cls.check, cls.plain, cls.takes, cls.save
+        differentiable = cls.differentiable
         gradients = cls.gradients if cls.gradients is not Operator.gradients else functools.partial(_refuse, name)
 
         def forward(ctx: Any, *given: Any) -> Any:
             arguments = check(*given)
             results = op(*arguments)
             ctx.given = len(given)
+            if differentiable is not None:
+                ctx.set_materialize_grads(False)
+                if shown != 1:
+                    ctx.mark_non_differentiable(*results[differentiable:shown])
             save(ctx, arguments, results)
             return seen(results)
 
@@ -155,6 +171,9 @@ class Operator(torch.autograd.Function):
             with _AutoDispatchBelowAutograd():
                 results = op(*arguments)
             ctx.given = len(arguments)
+            if differentiable is not None:
+                ctx.set_materialize_grads(False)
+                ctx.mark_non_differentiable(*results[differentiable:])
             save(ctx, arguments, results)
             return results
 

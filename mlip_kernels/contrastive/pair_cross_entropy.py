@@ -79,7 +79,7 @@ class PairCrossEntropy(Operator):
         " bool autocast) -> (Tensor loss, Tensor row_terms, Tensor column_terms)"
     )
     kernels = False
-    results = 1
+    results, differentiable = 1, 1
 
     @staticmethod
     def check(
@@ -143,8 +143,6 @@ class PairCrossEntropy(Operator):
         logits, labels, directions, ctx.label_smoothing, ctx.reduction, _ = inputs
         ctx.both = directions == "both"
         _, row_terms, column_terms = output
-        ctx.mark_non_differentiable(row_terms, column_terms)
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, labels, row_terms, column_terms)
 
     @staticmethod

@@ -166,7 +166,7 @@ class TokenLogits(Operator):
         " Tensor image_maxima, Tensor image_means, Tensor text_means)"
     )
     kernels = False
-    results = 2
+    results, differentiable = 2, 2
 
     @staticmethod
     def check(
@@ -268,8 +268,6 @@ class TokenLogits(Operator):
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         images, texts, image_mask, text_mask, image_weight, text_weight, scale, bias, ctx.factor, _, *keep = inputs
         ctx.keep = tuple(keep)
-        ctx.mark_non_differentiable(*output[2:])
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(images, texts, image_mask, text_mask, image_weight, text_weight, scale, bias, *output[2:])
 
     @staticmethod

@@ -57,6 +57,7 @@ class MatchTokens(Operator):
 
     schema = f"merging_match({_ARGUMENTS}) -> {_MATCHING}"
     triton = "mlip_kernels.triton.merging.match:match"
+    differentiable = 0
     check = staticmethod(check_matching)
 
     @staticmethod
@@ -111,23 +112,14 @@ class MatchTokens(Operator):
         flags = (0, 0) if mask is None else (tokens - r, tokens)
         return *rows, *(metric.new_empty(batch, count, dtype=torch.bool) for count in flags)
 
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output)
-
 
 class MatchTokensCapped(Operator):
     """`MatchTokens` with at most ``max_merges`` sources a target: one more argument, at the end."""
 
     schema = f"merging_match_capped({_ARGUMENTS}, SymInt max_merges) -> {_MATCHING}"
     kernels = False
-    takes, compute, plain, fake, save = (
-        MatchTokens.takes,
-        MatchTokens.compute,
-        MatchTokens.compute,
-        MatchTokens.fake,
-        MatchTokens.save,
-    )
+    differentiable = 0
+    takes, compute, plain, fake = MatchTokens.takes, MatchTokens.compute, MatchTokens.compute, MatchTokens.fake
 
     @staticmethod
     def check(*arguments: Any) -> tuple[Any, ...]:
@@ -140,13 +132,8 @@ class MatchTokensAbove(Operator):
 
     schema = f"merging_match_above({_ARGUMENTS}, SymInt? max_merges, float threshold) -> {_MATCHING}"
     kernels = False
-    takes, compute, plain, fake, save = (
-        MatchTokens.takes,
-        MatchTokens.compute,
-        MatchTokens.compute,
-        MatchTokens.fake,
-        MatchTokens.save,
-    )
+    differentiable = 0
+    takes, compute, plain, fake = MatchTokens.takes, MatchTokens.compute, MatchTokens.compute, MatchTokens.fake
 
     @staticmethod
     def check(*arguments: Any) -> tuple[Any, ...]:

@@ -49,7 +49,7 @@ class MergeTokens(Operator):
         " -> (Tensor merged, Tensor merged_size, Tensor weight)"
     )
     triton = "mlip_kernels.triton.merging.merge:merge"
-    results = 2
+    results, differentiable = 2, 1
 
     @staticmethod
     def check(
@@ -98,10 +98,7 @@ class MergeTokens(Operator):
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         _, _, *maps, _, dropped = inputs
-        _, merged_size, weight = output
-        ctx.mark_non_differentiable(merged_size, weight)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weight, *maps, dropped)
+        ctx.save_for_backward(output[2], *maps, dropped)
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor | None, *rest: Any) -> Tensor | None:

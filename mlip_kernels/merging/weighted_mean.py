@@ -54,7 +54,7 @@ class WeightedMean(Operator):
 
     schema = "merging_weighted_mean(Tensor x, Tensor? weight, int prefix_tokens) -> (Tensor mean, Tensor total)"
     triton = "mlip_kernels.triton.merging.weighted_mean:forward"
-    results = 1
+    results, differentiable = 1, 1
     compute = staticmethod(plain.weighted_mean_and_total)
 
     @staticmethod
@@ -81,8 +81,6 @@ class WeightedMean(Operator):
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, weight, ctx.prefix_tokens = inputs
         ctx.tokens, total = x.shape[1], output[1]
-        ctx.mark_non_differentiable(total)
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, total)
 
     @staticmethod

@@ -53,7 +53,7 @@ class AmplitudePhase(Operator):
     schema = (
         "amplitude_phase(Tensor x, SymInt[]? grid, float eps, SymInt prefix_tokens) -> (Tensor amplitude, Tensor phase)"
     )
-    kernels = False
+    kernels, differentiable = False, 2
 
     @staticmethod
     def check(
@@ -91,7 +91,6 @@ class AmplitudePhase(Operator):
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, ctx.grid, ctx.eps, ctx.prefix_tokens = inputs
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x)
 
     @staticmethod
