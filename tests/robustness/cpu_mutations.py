@@ -42,8 +42,14 @@ RULES = (
 )
 """What a mutation is called, what it replaces in a line, and by what."""
 
-NO_DIFFERENCE = re.compile(r"prefetch|ahead|stream|//|MLIP_UNROLL|#")
-"""Lines that decide on speed alone, comments and directives."""
+NO_DIFFERENCE = re.compile(
+    r"prefetch|ahead|stream|//|MLIP_UNROLL|#"
+    r"|return Compiled::"  # an algorithm for one length: the general one takes its place
+    r"|(from|first) \+ block < p\.tokens"  # a block goes on with the rows of the next
+    r"|source_count == 0"  # an empty loop follows
+    r"|column < groups\[g\]\.length"  # columns that no result is read from
+)
+"""Comments, directives, and lines without which results stay right: they decide on speed alone."""
 
 TESTS = {
     "merging": ["tests/merging"],
