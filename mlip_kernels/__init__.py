@@ -29,9 +29,13 @@ __all__ = [
     "weighted_mean",
 ]
 
+from mlip_kernels import _variables
+
 try:
     import torch as _torch  # noqa: F401
-except (ImportError, OSError) as _failure:  # `python -m mlip_kernels.env` is to say what is wrong with it
+
+    _variables.check(_variables.AT_RUN_TIME)
+except (ImportError, OSError, ValueError) as _failure:  # `python -m mlip_kernels.env` is to say what is wrong
     _reason: Exception | None = _failure
 else:
     _reason = None

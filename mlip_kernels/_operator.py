@@ -78,8 +78,8 @@ def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-# What torch.compiler.assume_constant_result sets, without its import of the compiler: torch.compile asks while it traces,
-# when the transforms that it traces are active, and has the answer as a constant instead of a node in every graph.
+# What torch.compiler.assume_constant_result sets, without its import of the compiler. torch.compile asks while it
+# traces, when the transforms that it traces are active, and has the answer as a constant, not as a node in every graph.
 _transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -196,7 +196,8 @@ class Operator(torch.autograd.Function):
             arguments = check(*given)
             if plain_needed() or not takes(*arguments):
                 return plain(*arguments)
-            return seen(op(*arguments) if torch.compiler.is_compiling() else recorded()(*arguments))
+            traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+            return seen(op(*arguments) if traced else recorded()(*arguments))
 
         def record(keys: Any, *arguments: Any) -> Any:
             if forward_ad._current_level >= 0:
@@ -220,6 +221,12 @@ class Operator(torch.autograd.Function):
         cls.op, cls.call = staticmethod(op), staticmethod(call)
         cls.forward, cls.backward = staticmethod(forward), staticmethod(backward)  # type: ignore[method-assign]
         LIBRARY.impl(name, record, "Autograd", with_keyset=True)
+
+
+def needed(ctx: Any, *positions: int) -> tuple[bool, ...]:
+    """Whether the arguments at these positions need a gradient; those that the caller left out need none."""
+    given = ctx.needs_input_grad
+    return tuple(position < len(given) and given[position] for position in positions)
 
 
 def define_backward(

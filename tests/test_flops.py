@@ -65,7 +65,7 @@ OTHERS = {
         2 * FOURIER + 2 * B * N * D,
         4 * FOURIER,
     ),
-    "amplitude_phase": (lambda x: mk.amplitude_phase(x, **ON_GRID), FOURIER, FOURIER),
+    "amplitude_phase": (lambda x: mk.amplitude_phase(x, **ON_GRID), FOURIER, 2 * FOURIER),
     "merge": (lambda x: mk.merge_tokens(x, x, R)[0], 2 * B * 6 * 6 * D + 2 * B * ALL * D, B * ALL * D),
     "merge, few into one": (
         lambda x: mk.merge_tokens(x, x, R, max_merges=1)[0],
@@ -126,11 +126,22 @@ def test_writing_into_a_given_tensor_counts_the_same():
     assert counter.get_total_flops() == COSINE
 
 
+KERNELS_OF_OPERATORS = {
+    *(f"spectral_{name}" for name in ("separable", "analysis", "synthesis", "filtered", "band_energy", "token_energy")),
+    *(f"spectral_{name}_out" for name in ("separable", "analysis", "synthesis", "filtered")),
+    *(f"spectral_{name}" for name in ("filtered_backward_weight", "band_energy_backward", "token_energy_backward")),
+    *("contrastive_token_maxima", "contrastive_token_maxima_backward", "contrastive_pair_cross_entropy"),
+}
+"""They run inside of an operator, which is what a counter sees."""
+
+
 def test_every_operator_that_computes_on_tensors_has_a_formula():
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mlip_kernels::")]
     schemas = [getattr(torch.ops.mlip_kernels, name.partition("::")[2]).default._schema for name in names]
     computing = [schema for schema in schemas if any("Tensor" in str(given.type) for given in schema.arguments)]
-    assert {schema.name.partition("::")[2] for schema in computing} == set(_flops.FORMULAS)
+    found = {schema.name.partition("::")[2] for schema in computing}
+    assert found - KERNELS_OF_OPERATORS == set(_flops.FORMULAS)
+    assert found >= KERNELS_OF_OPERATORS
 
 
 def test_counting_costs_nothing_before_it_is_imported():

@@ -32,8 +32,8 @@ def test_every_registered_operator_with_a_mask_is_called_with_one():
     names = {operator._schema.name.partition("::")[2] for operator, _ in CALLS}
     assert names == {
         *(f"merging_{name}" for name in ("match", "merge", "combine", "spread")),
-        "contrastive_token_maxima",
-        "contrastive_token_maxima_backward",
+        "token_logits",
+        "token_logits_backward",
     }
 
 

@@ -30,7 +30,7 @@ from mlip_kernels._arguments import (
     check_tokens,
 )
 from mlip_kernels._library import define_kernel
-from mlip_kernels._operator import Operator, define_backward
+from mlip_kernels._operator import Operator, define_backward, needed
 from mlip_kernels.contrastive import plain_token_logits as plain
 from mlip_kernels.contrastive.plain_token_logits import affine, in_one_dtype, index_dtype, shares
 
@@ -150,6 +150,10 @@ def check_token_logits(
     )
 
 
+DIFFERENTIABLE = (0, 1, 4, 5, 6, 7)
+"""The positions of tokens, weights, scale and bias."""
+
+
 class TokenLogits(Operator):
     """``TokenLogits.apply(image_tokens, text_tokens, image_mask=None, text_mask=None, image_weight=None,
     text_weight=None, scale=1.0, bias=None) -> (per_image [B, C], per_text [C, B])``: see `token_logits`.
@@ -267,13 +271,17 @@ class TokenLogits(Operator):
     @staticmethod
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         images, texts, image_mask, text_mask, image_weight, text_weight, scale, bias, ctx.factor, _, *keep = inputs
-        ctx.keep = tuple(keep)
+        images_need, texts_need, *weights_need, scale_needs, _ = needed(ctx, *DIFFERENTIABLE)
+        wanted = images_need or texts_need, any(weights_need), scale_needs
+        for name, kept, want in zip(("keep_best", "keep_maxima", "keep_means"), keep, wanted, strict=True):
+            if want and not kept:
+                raise ValueError(f"{name}: expected True where an argument needs a gradient of it, got False")
         ctx.save_for_backward(images, texts, image_mask, text_mask, image_weight, text_weight, scale, bias, *output[2:])
 
     @staticmethod
     def gradients(ctx: Any, grad_per_image: Tensor | None, grad_per_text: Tensor | None, *rest: Any) -> tuple:
         images, texts, image_mask, text_mask, image_weight, text_weight, scale, bias, *kept = ctx.saved_tensors
-        needs = [ctx.needs_input_grad[i] for i in (0, 1, 4, 5, 6, 7)]
+        needs = list(needed(ctx, *DIFFERENTIABLE))
         wanted = (images, texts, image_weight, text_weight, scale, bias)
         gradients = _token_logits_backward(
             grad_per_image,
@@ -291,8 +299,8 @@ class TokenLogits(Operator):
             needs,
         )
         images, texts, image_weight, text_weight, scale, bias = (
-            gradient.to(argument.device, argument.dtype) if needed else None
-            for gradient, argument, needed in zip(gradients, wanted, needs, strict=True)
+            gradient.to(argument.device, argument.dtype) if need else None
+            for gradient, argument, need in zip(gradients, wanted, needs, strict=True)
         )
         return images, texts, None, None, image_weight, text_weight, scale, bias
 
@@ -383,8 +391,8 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
         ((), None if bias is None else bias.dtype),
     )
     return tuple(
-        images.new_empty(shape if needed else (0,), dtype=kind if needed else dtype)
-        for (shape, kind), needed in zip(shapes, needs, strict=True)
+        images.new_empty(shape if need else (0,), dtype=kind if need else dtype)
+        for (shape, kind), need in zip(shapes, needs, strict=True)
     )
 
 

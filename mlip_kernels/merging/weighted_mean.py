@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mlip_kernels._arguments import check_prefix, check_same_device, check_shape, check_tensor, check_tokens
-from mlip_kernels._operator import Operator, define_backward
+from mlip_kernels._operator import Operator, define_backward, needed
 from mlip_kernels.merging import plain
 from mlip_kernels.merging.plain import accumulation_dtype
 
@@ -81,7 +81,8 @@ class WeightedMean(Operator):
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, weight, ctx.prefix_tokens = inputs
         ctx.tokens, total = x.shape[1], output[1]
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, total)
+        (needs_weight,) = needed(ctx, 1)
+        ctx.save_for_backward(x if needs_weight else None, weight, total)
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor | None, *rest: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -89,9 +90,10 @@ class WeightedMean(Operator):
             return None, None
         x, weight, total = ctx.saved_tensors
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
+        needs_x, needs_weight = needed(ctx, 0, 1)
+        if needs_x:
             grad_x = _backward(grad, weight, total, ctx.tokens, ctx.prefix_tokens)
-        if ctx.needs_input_grad[1]:
+        if needs_weight:
             grad_weight = _backward_weight(grad, x, weight, total, ctx.prefix_tokens)
         return grad_x, grad_weight
 

@@ -304,7 +304,8 @@ def test_under_autocast_the_loss_is_float32_as_that_of_torch(dtype):
 @pytest.mark.parametrize("directions", ["both", "rows"])
 def test_the_operators_keep_the_contract_of_the_dispatcher_and_trace_as_one_graph(directions):
     logits, labels, both = matrix(6, 6, torch.float32).requires_grad_(), torch.arange(6), directions == "both"
-    torch.library.opcheck(OPERATORS.contrastive_pair_cross_entropy, (logits, labels, both, 0.1))
+    for given, reduction in ((labels, "mean"), (None, "sum")):
+        torch.library.opcheck(OPERATORS.pair_cross_entropy, (logits, given, directions, 0.1, reduction, False))
     _, *terms = OPERATORS.contrastive_pair_cross_entropy(logits.detach(), labels, both, 0.1)
     arguments = (torch.ones(()), logits.detach(), labels, *terms, both, 0.1)
     torch.library.opcheck(OPERATORS.contrastive_pair_cross_entropy_backward, arguments)

@@ -172,7 +172,7 @@ def test_is_bitwise_the_same_for_any_number_of_threads():
 def test_chunks_do_not_show(monkeypatch, elements):
     (image, text), options = inputs((7, 5, 4, 6, 8))
     expected = token_logits(image, text, **options)
-    monkeypatch.setattr(reference.logits, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
     for actual, wanted in zip(token_logits(image, text, **options), expected, strict=True):
         assert_close(actual, wanted)
 

@@ -45,13 +45,15 @@ def backward_arguments(arguments, best_text, best_image, seed=6):
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
 def test_opcheck(layout, masked):
     arguments = [None if t is None else layout(t) for t in problem(3, 5, 4, 7, 6, masked=masked)]
-    for position in (0, 1, 4, 5):
-        arguments[position].requires_grad_()
-    torch.library.opcheck(FORWARD, (*arguments, True, True))
-    plain = [None if t is None else t.detach() for t in arguments]
-    torch.library.opcheck(FORWARD, (*plain, False, False))
-    for given in backward_arguments(plain, *FORWARD(*plain, True, False)[2:4]):
-        torch.library.opcheck(BACKWARD, given)
+    images, texts, *masks, image_weight, text_weight = arguments
+    torch.library.opcheck(FORWARD, (*arguments, False, False), test_utils="test_schema")
+    for given in backward_arguments(arguments, *FORWARD(*arguments, True, False)[2:4]):
+        torch.library.opcheck(BACKWARD, given, test_utils="test_schema")
+    learned = [leaf.requires_grad_() for leaf in (images, texts, image_weight, text_weight, torch.tensor(2.0))]
+    scaled = (*learned[:2], *masks, *learned[2:], None, 1.0, 0.5, True, True, True)
+    torch.library.opcheck(torch.ops.mlip_kernels.token_logits.default, scaled)
+    plain = (images.detach(), texts.detach(), *masks, None, None, None, None, 2.0, 0.0, False, False, False)
+    torch.library.opcheck(torch.ops.mlip_kernels.token_logits.default, plain)
 
 
 def test_what_is_not_wanted_is_not_kept():
@@ -65,14 +67,13 @@ def test_what_is_not_wanted_is_not_kept():
 
 
 def test_a_gradient_that_nothing_was_kept_for_is_refused():
-    arguments = problem(2, 3, 2, 3, 4)
-    arguments[0].requires_grad_()
+    images, texts, *masks, image_weight, _ = problem(2, 3, 2, 3, 4)
+    operator = torch.ops.mlip_kernels.token_logits.default
+    rest = None, None, 1.0, 0.0
     with pytest.raises(ValueError, match="keep_best"):
-        FORWARD(*arguments, False, False)
-    arguments[0].requires_grad_(False)
-    arguments[5].requires_grad_()
+        operator(images.requires_grad_(), texts, *masks, None, None, *rest, False, False, False)
     with pytest.raises(ValueError, match="keep_maxima"):
-        FORWARD(*arguments, True, False)
+        operator(images.detach(), texts, *masks, image_weight.requires_grad_(), None, *rest, True, False, False)
 
 
 @pytest.mark.parametrize(("count", "dtype"), [(256, torch.uint8), (257, torch.int16)], ids=str)
@@ -123,7 +124,7 @@ def test_exports_with_batches_of_any_size(learnable):
     sizes = [{0: torch.export.Dim("images")}, {0: torch.export.Dim("texts")}, {0: torch.export.Dim("texts")}]
     with torch.set_grad_enabled(learnable):
         program = torch.export.export(Logits(), (images, texts, mask), dynamic_shapes=sizes)
-    assert any("contrastive_token_maxima" in str(node.target) for node in program.graph.nodes)
+    assert any("mlip_kernels.token_logits" in str(node.target) for node in program.graph.nodes)
     more = random(7, 4, 5, seed=3), random(5, 6, 5, seed=4), random(5, 6, seed=5) < 0.5
     for actual, expected in zip(program.module()(*more), Logits()(*more), strict=True):
         assert_identical(actual, expected)
@@ -149,7 +150,8 @@ def test_compiles_to_the_operators_for_shapes_that_change():
             found.append(torch.autograd.grad(function(*leaves, mask), leaves))
         for actual, expected in zip(*found, strict=True):
             assert_close(actual, expected)
-    assert called >= {FORWARD, BACKWARD}
+    operators = torch.ops.mlip_kernels
+    assert called >= {operators.token_logits.default, operators.token_logits_backward.default}
 
 
 def test_the_reference_of_the_primitives_is_that_of_autograd():

@@ -224,17 +224,20 @@ def test_the_number_of_threads_changes_nothing():
 
 
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
-def test_opcheck(layout):
+def test_kernels_leave_arguments_alone_and_return_memory_of_their_own(layout):
+    def check(operator, arguments):
+        torch.library.opcheck(operator, arguments, test_utils="test_schema")
+
     (along_h, along_w), (inverse_h, inverse_w) = fourier(3, 4)
-    x = layout(random(2, 13, 5)).requires_grad_()
-    real, imaginary = (layout(random(2, 3, 3, 5, seed=seed)).requires_grad_() for seed in (1, 2))
+    x = layout(random(2, 13, 5))
+    real, imaginary = (layout(random(2, 3, 3, 5, seed=seed)) for seed in (1, 2))
     cosine = MATRICES["dct 2"](4).float()
-    torch.library.opcheck(SEPARABLE, (x, random(2, 3), cosine.t(), 3, 4, 1))
-    torch.library.opcheck(SEPARABLE, (x, None, cosine, 3, 4, 1))
-    torch.library.opcheck(ANALYSIS, (x, along_h, along_w, 3, 4, 1))
-    torch.library.opcheck(ANALYSIS, (x, None, along_w, 3, 4, 1))
-    torch.library.opcheck(SYNTHESIS, (real, imaginary, inverse_h, inverse_w, 1))
-    torch.library.opcheck(SYNTHESIS, (real, imaginary, None, along_w.t(), 0))
+    check(SEPARABLE, (x, random(2, 3), cosine.t(), 3, 4, 1))
+    check(SEPARABLE, (x, None, cosine, 3, 4, 1))
+    check(ANALYSIS, (x, along_h, along_w, 3, 4, 1))
+    check(ANALYSIS, (x, None, along_w, 3, 4, 1))
+    check(SYNTHESIS, (real, imaginary, inverse_h, inverse_w, 1))
+    check(SYNTHESIS, (real, imaginary, None, along_w.t(), 0))
 
 
 @pytest.mark.skipif(LOADED["cpu"] != "ok", reason="needs the compiled CPU part: the reference checks less")
