@@ -83,6 +83,9 @@ def _transformed() -> bool:
 _transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+_TENSORS = (Tensor, torch.nn.Parameter)
+
+
 class Operator(torch.autograd.Function):
     """Schema, plain PyTorch, fake and gradient of one operator. Defining a subclass registers it.
 
@@ -117,6 +120,8 @@ class Operator(torch.autograd.Function):
     """The definition of right: what the caller sees, in differentiable PyTorch."""
     op: Any
     """``torch.ops.mlip_kernels.<name>.default``."""
+    run: Callable[..., Any]
+    """``run(*checked)``: the operator for arguments that are checked, with all of its results; gradients call this."""
     call: Callable[..., Any]
     """What the public function calls: checks, then the one way or the other. ``apply`` is the same."""
     call_into: Callable[..., None]
@@ -153,6 +158,7 @@ class Operator(torch.autograd.Function):
             return
         op = define(cls.schema, reference=cls.compute, fake=cls.fake, triton=cls.triton, kernels=cls.kernels)
         name, shown, check, plain, takes, save = op._opname, cls.results, cls.check, cls.plain, cls.takes, cls.save
+        kernels, compute = cls.kernels, cls.compute
         differentiable = cls.differentiable
         gradients = cls.gradients if cls.gradients is not Operator.gradients else functools.partial(_refuse, name)
 
@@ -167,9 +173,13 @@ class Operator(torch.autograd.Function):
             save(ctx, arguments, results)
             return seen(results)
 
-        def forward_checked(ctx: Any, *arguments: Any) -> Any:
+        def evaluate(arguments: tuple[Any, ...]) -> Any:
+            """The operator below autograd. Where nothing can notice, one without kernels is spared the dispatcher."""
             with _AutoDispatchBelowAutograd():
-                results = op(*arguments)
+                return op(*arguments) if kernels or _watched(arguments) else compute(*arguments)
+
+        def forward_checked(ctx: Any, *arguments: Any) -> Any:
+            results = evaluate(arguments)
             ctx.given = len(arguments)
             if differentiable is not None:
                 ctx.set_materialize_grads(False)
@@ -196,8 +206,14 @@ class Operator(torch.autograd.Function):
             arguments = check(*given)
             if plain_needed() or not takes(*arguments):
                 return plain(*arguments)
-            traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-            return seen(op(*arguments) if traced else recorded()(*arguments))
+            return seen(run(*arguments))
+
+        def run(*arguments: Any) -> Any:
+            if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+                return op(*arguments)
+            if torch.is_grad_enabled() and _any_requires_grad(*arguments):
+                return recorded()(*arguments)
+            return evaluate(arguments)
 
         def record(keys: Any, *arguments: Any) -> Any:
             if forward_ad._current_level >= 0:
@@ -218,9 +234,16 @@ class Operator(torch.autograd.Function):
         if cls.out:
             op_out = define_out(name, *cls.out, write=cls.write)
             cls.call_into = staticmethod(call_into)
-        cls.op, cls.call = staticmethod(op), staticmethod(call)
+        cls.op, cls.run, cls.call = staticmethod(op), staticmethod(run), staticmethod(call)
         cls.forward, cls.backward = staticmethod(forward), staticmethod(backward)  # type: ignore[method-assign]
         LIBRARY.impl(name, record, "Autograd", with_keyset=True)
+
+
+def _watched(arguments: tuple[Any, ...]) -> bool:
+    """Whether a mode, or a tensor of another type, wants to see which operators are called."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return any(isinstance(argument, Tensor) and type(argument) not in _TENSORS for argument in arguments)
 
 
 def needed(ctx: Any, *positions: int) -> tuple[bool, ...]:
@@ -244,7 +267,7 @@ def define_backward(
     name = schema.partition("(")[0]
     methods = {"compute": staticmethod(compute), "fake": staticmethod(fake), "plain": staticmethod(compute)}
     made: Any = type(name, (Operator,), {"schema": schema, "triton": triton, "kernels": kernels, **methods})
-    return made.op
+    return made.run
 
 
 def _apply(function: Any) -> Callable[..., Any]:

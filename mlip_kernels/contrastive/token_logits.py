@@ -167,7 +167,7 @@ class TokenLogits(Operator):
         " Tensor? image_weight, Tensor? text_weight, Tensor? scale, Tensor? bias, float factor, float offset,"
         " bool keep_best, bool keep_maxima, bool keep_means)"
         " -> (Tensor per_image, Tensor per_text, Tensor best_text, Tensor best_image, Tensor text_maxima,"
-        " Tensor image_maxima, Tensor image_means, Tensor text_means)"
+        " Tensor image_maxima, Tensor image_means, Tensor text_means, Tensor image_share, Tensor text_share)"
     )
     kernels = False
     results, differentiable = 2, 2
@@ -229,7 +229,7 @@ class TokenLogits(Operator):
             logits = _scaled(image_means, *scaling), _scaled(text_means, *scaling)
         if not keep_means:
             image_means, text_means = image_means.new_empty(0), text_means.new_empty(0)
-        return *logits, *kept, image_means, text_means
+        return *logits, *kept, image_means, text_means, image_share, text_share
 
     @staticmethod
     def fake(image_tokens: Tensor, text_tokens: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -251,6 +251,8 @@ class TokenLogits(Operator):
             empty(batch, text_batch, text_count, kept=keep_maxima),
             empty(batch, text_batch, kept=keep_means),
             empty(text_batch, batch, kept=keep_means),
+            empty(batch, image_count),
+            empty(text_batch, text_count),
         )
 
     @staticmethod
@@ -298,9 +300,10 @@ class TokenLogits(Operator):
             *kept,
             needs,
         )
+        found = iter(gradients)
         images, texts, image_weight, text_weight, scale, bias = (
-            gradient.to(argument.device, argument.dtype) if need else None
-            for gradient, argument, need in zip(gradients, wanted, needs, strict=True)
+            next(found).to(argument.device, argument.dtype) if need else None
+            for argument, need in zip(wanted, needs, strict=True)
         )
         return images, texts, None, None, image_weight, text_weight, scale, bias
 
@@ -323,9 +326,11 @@ def _compute_backward(
     image_maxima: Tensor,
     image_means: Tensor,
     text_means: Tensor,
+    image_share: Tensor,
+    text_share: Tensor,
     needs: list[bool],
-) -> tuple[Tensor, ...]:
-    """The gradients of tokens, weights, scale and bias: of what needs one; the others are empty."""
+) -> list[Tensor]:
+    """The gradients of those of tokens, weights, scale and bias that need one."""
     with _without_autocast(image_tokens):
         images, texts = in_one_dtype(image_tokens, text_tokens)
         dtype, shape = plain.compute_dtype(images), (images.shape[0], texts.shape[0])
@@ -333,52 +338,32 @@ def _compute_backward(
             grad_per_image = images.new_zeros(shape, dtype=dtype)
         if grad_per_text is None:
             grad_per_text = images.new_zeros(shape[::-1], dtype=dtype)
-        nothing = image_means.new_empty(0)
-        results = [nothing.clone() for _ in needs]
+        of_scalars = []
         if needs[4]:
             terms = (grad_per_image * image_means).sum(), (grad_per_text * text_means).sum()
-            results[4] = _total(scale, *terms)
+            of_scalars.append(_total(scale, *terms))
         if needs[5]:
-            results[5] = _total(bias, grad_per_image.sum(), grad_per_text.sum())
-        if not any(needs[:4]):
-            return tuple(results)
+            of_scalars.append(_total(bias, grad_per_image.sum(), grad_per_text.sum()))
         scaling = factor if scale is None else scale
         grad_per_image, grad_per_text = _scaled(grad_per_image, scaling), _scaled(grad_per_text, scaling)
-        image_share, text_share = shares(images, image_mask, image_weight), shares(texts, text_mask, text_weight)
+        results = []
         if needs[0]:
-            results[0] = _token_maxima_backward(
-                grad_per_image,
-                grad_per_text,
-                texts,
-                image_mask,
-                text_mask,
-                image_share,
-                text_share,
-                best_text,
-                best_image,
-            )
+            arguments = texts, image_mask, text_mask, image_share, text_share, best_text, best_image
+            results.append(_token_maxima_backward(grad_per_image, grad_per_text, *arguments))
         if needs[1]:
-            results[1] = _token_maxima_backward(
-                grad_per_text,
-                grad_per_image,
-                images,
-                text_mask,
-                image_mask,
-                text_share,
-                image_share,
-                best_image.transpose(0, 1),
-                best_text.transpose(0, 1),
-            )
+            maps = best_image.transpose(0, 1), best_text.transpose(0, 1)
+            arguments = images, text_mask, image_mask, text_share, image_share, *maps
+            results.append(_token_maxima_backward(grad_per_text, grad_per_image, *arguments))
         if needs[2]:
             grad_share = torch.einsum("bc,bcn->bn", grad_per_image, text_maxima)
-            results[2] = _weight_gradient(grad_share, image_mask, image_weight)
+            results.append(_weight_gradient(grad_share, image_mask, image_weight))
         if needs[3]:
             grad_share = torch.einsum("cb,bcm->cm", grad_per_text, image_maxima)
-            results[3] = _weight_gradient(grad_share, text_mask, text_weight)
-        return tuple(results)
+            results.append(_weight_gradient(grad_share, text_mask, text_weight))
+        return results + of_scalars
 
 
-def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _fake_backward(*arguments: Any) -> list[Tensor]:
     images, texts, _, _, image_weight, text_weight, scale, bias = arguments[2:10]
     needs, dtype = arguments[-1], plain.compute_dtype(images)
     tokens = torch.promote_types(images.dtype, texts.dtype)
@@ -390,10 +375,7 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
         ((), None if scale is None else scale.dtype),
         ((), None if bias is None else bias.dtype),
     )
-    return tuple(
-        images.new_empty(shape if need else (0,), dtype=kind if need else dtype)
-        for (shape, kind), need in zip(shapes, needs, strict=True)
-    )
+    return [images.new_empty(shape, dtype=kind) for (shape, kind), need in zip(shapes, needs, strict=True) if need]
 
 
 def _scaled(mean: Tensor, scale: float | Tensor, bias: float | Tensor | None = None) -> Tensor:
@@ -449,9 +431,7 @@ _token_logits_backward = define_backward(
     "token_logits_backward(Tensor? grad_per_image, Tensor? grad_per_text, Tensor image_tokens, Tensor text_tokens,"
     " Tensor? image_mask, Tensor? text_mask, Tensor? image_weight, Tensor? text_weight, Tensor? scale, Tensor? bias,"
     " float factor, Tensor best_text, Tensor best_image, Tensor text_maxima, Tensor image_maxima, Tensor image_means,"
-    " Tensor text_means, bool[] needs)"
-    " -> (Tensor grad_image_tokens, Tensor grad_text_tokens, Tensor grad_image_weight, Tensor grad_text_weight,"
-    " Tensor grad_scale, Tensor grad_bias)",
+    " Tensor text_means, Tensor image_share, Tensor text_share, bool[] needs) -> Tensor[]",
     compute=_compute_backward,
     fake=_fake_backward,
     kernels=False,

@@ -171,5 +171,5 @@ class CombineTokens(Operator):
         return _unmerge(grad, *ctx.saved_tensors)
 
 
-_compute_merge, _unmerge, _combine = MergeTokens.compute, UnmergeTokens.op, CombineTokens.op
+_compute_merge, _unmerge, _combine = MergeTokens.compute, UnmergeTokens.run, CombineTokens.run
 merge_rows, unmerge_rows = MergeTokens.call, UnmergeTokens.call

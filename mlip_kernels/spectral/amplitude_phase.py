@@ -96,7 +96,7 @@ class AmplitudePhase(Operator):
     @staticmethod
     def gradients(ctx: Any, grad_amplitude: Tensor | None, grad_phase: Tensor | None) -> Tensor | None:
         (x,) = ctx.saved_tensors
-        real, imag = _rfft_op(x.to(compute_dtype(x)), ctx.grid, "ortho", ctx.prefix_tokens)
+        real, imag = _rfft_run(x.to(compute_dtype(x)), ctx.grid, "ortho", ctx.prefix_tokens)
         defined = torch.hypot(real, imag) >= _least(ctx.eps, real.dtype)
         # As in `plain`: where nothing is defined, the point (1, 0) keeps higher derivatives finite.
         real, imag = torch.where(defined, real, 1.0), torch.where(defined, imag, 0.0)
@@ -113,7 +113,7 @@ class AmplitudePhase(Operator):
 
 
 _amplitude_phase = AmplitudePhase.call
-_plain_rfft, _rfft_op, _rfft_adjoint = RFFT.plain, RFFT.op, RFFTAdjoint.op
+_plain_rfft, _rfft_run, _rfft_adjoint = RFFT.plain, RFFT.run, RFFTAdjoint.run
 
 
 def _least(eps: float, dtype: torch.dtype) -> float:

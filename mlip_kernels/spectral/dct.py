@@ -131,7 +131,7 @@ class DCT(Operator):
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> Tensor:
         *arguments, transposed = ctx.arguments
-        return _dct_op(grad, *arguments, not transposed)
+        return _dct_run(grad, *arguments, not transposed)
 
 
 class InverseDCT(Operator):
@@ -158,12 +158,12 @@ class InverseDCT(Operator):
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> Tensor:
         *arguments, transposed = ctx.arguments
-        return _idct_op(grad, *arguments, not transposed)
+        return _idct_run(grad, *arguments, not transposed)
 
 
 _check_dct = DCT.check
-_dct, _dct_into, _dct_op = DCT.call, DCT.call_into, DCT.op
-_idct, _idct_into, _idct_op = InverseDCT.call, InverseDCT.call_into, InverseDCT.op
+_dct, _dct_into, _dct_run = DCT.call, DCT.call_into, DCT.run
+_idct, _idct_into, _idct_run = InverseDCT.call, InverseDCT.call_into, InverseDCT.run
 
 
 def _separable(

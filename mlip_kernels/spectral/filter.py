@@ -151,7 +151,7 @@ class SpectralFilter(Operator):
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             conjugate = weight * weight.new_tensor((1.0, -1.0)) if basis == "rfft" else weight
-            grad_x = _filter_op(grad, conjugate, grid, basis, prefix_tokens)
+            grad_x = _filter_run(grad, conjugate, grid, basis, prefix_tokens)
         if ctx.needs_input_grad[1]:
             if compute_dtype(x) != ctx.wide:
                 grad, x = grad.to(ctx.wide), x.to(ctx.wide)
@@ -203,13 +203,13 @@ class SpectralFilterBackwardWeight(Operator):
         return grad_grad, grad_x
 
 
-_check, _filter, _filter_into, _filter_op = (
+_check, _filter, _filter_into, _filter_run = (
     SpectralFilter.check,
     SpectralFilter.call,
     SpectralFilter.call_into,
-    SpectralFilter.op,
+    SpectralFilter.run,
 )
-_backward_weight = SpectralFilterBackwardWeight.op
+_backward_weight = SpectralFilterBackwardWeight.run
 
 
 def _filtered(
@@ -225,4 +225,4 @@ def _filtered(
 
 def _without_prefix(x: Tensor, weight: Tensor, grid: Grid | None, basis: str, prefix_tokens: int) -> Tensor:
     """Filtered tokens behind a prefix of zeros: the prefix has no part in the gradient of the weight."""
-    return F.pad(_filter_op(x[:, prefix_tokens:], weight, grid, basis, 0), (0, 0, prefix_tokens, 0))
+    return F.pad(_filter_run(x[:, prefix_tokens:], weight, grid, basis, 0), (0, 0, prefix_tokens, 0))

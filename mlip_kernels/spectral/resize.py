@@ -114,14 +114,14 @@ class SpectralResize(Operator):
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> Tensor:
         *arguments, transposed = ctx.arguments
-        return _resize_op(grad, *arguments, not transposed)
+        return _resize_run(grad, *arguments, not transposed)
 
 
-_check, _resize, _resize_into, _resize_op = (
+_check, _resize, _resize_into, _resize_run = (
     SpectralResize.check,
     SpectralResize.call,
     SpectralResize.call_into,
-    SpectralResize.op,
+    SpectralResize.run,
 )
 
 

@@ -185,7 +185,7 @@ class RFFTAdjoint(Operator):
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return _rfft_op(grad, *ctx.arguments)
+        return _rfft_run(grad, *ctx.arguments)
 
 
 class InverseRFFT(Operator):
@@ -266,17 +266,17 @@ class InverseRFFTAdjoint(Operator):
 
     @staticmethod
     def gradients(ctx: Any, grad_real: Tensor, grad_imag: Tensor) -> Tensor:
-        return _irfft_op(grad_real, grad_imag, *ctx.arguments)
+        return _irfft_run(grad_real, grad_imag, *ctx.arguments)
 
 
-_check_rfft, _rfft, _rfft_into, _rfft_op = RFFT.check, RFFT.call, RFFT.call_into, RFFT.op
-_check_irfft, _irfft, _irfft_into, _irfft_op = (
+_check_rfft, _rfft, _rfft_into, _rfft_run = RFFT.check, RFFT.call, RFFT.call_into, RFFT.run
+_check_irfft, _irfft, _irfft_into, _irfft_run = (
     InverseRFFT.check,
     InverseRFFT.call,
     InverseRFFT.call_into,
-    InverseRFFT.op,
+    InverseRFFT.run,
 )
-_rfft_adjoint, _irfft_adjoint = RFFTAdjoint.op, InverseRFFTAdjoint.op
+_rfft_adjoint, _irfft_adjoint = RFFTAdjoint.run, InverseRFFTAdjoint.run
 
 
 def _analysis(analysis: Callable[..., Any], x: Tensor, grid: Grid | None, norm: str, prefix_tokens: int) -> Any:
