@@ -159,7 +159,7 @@ class Operator(torch.autograd.Function):
         op = define(cls.schema, reference=cls.compute, fake=cls.fake, triton=cls.triton, kernels=cls.kernels)
         name, shown, check, plain, takes, save = op._opname, cls.results, cls.check, cls.plain, cls.takes, cls.save
         kernels, compute = cls.kernels, cls.compute
-        differentiable = cls.differentiable
+        differentiable, listed = cls.differentiable, isinstance(op._schema.returns[0].type, torch.ListType)
         gradients = cls.gradients if cls.gradients is not Operator.gradients else functools.partial(_refuse, name)
 
         def forward(ctx: Any, *given: Any) -> Any:
@@ -180,6 +180,7 @@ class Operator(torch.autograd.Function):
 
         def forward_checked(ctx: Any, *arguments: Any) -> Any:
             results = evaluate(arguments)
+            results = tuple(results) if listed else results  # autograd looks for results in tuples only
             ctx.given = len(arguments)
             if differentiable is not None:
                 ctx.set_materialize_grads(False)
@@ -212,14 +213,16 @@ class Operator(torch.autograd.Function):
             if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
                 return op(*arguments)
             if torch.is_grad_enabled() and _any_requires_grad(*arguments):
-                return recorded()(*arguments)
+                results = recorded()(*arguments)
+                return list(results) if listed else results
             return evaluate(arguments)
 
         def record(keys: Any, *arguments: Any) -> Any:
             if forward_ad._current_level >= 0:
                 refuse_tangents(name, arguments)
             if torch.is_grad_enabled() and _any_requires_grad(*arguments):
-                return recorded()(*arguments)
+                results = recorded()(*arguments)
+                return list(results) if listed else results
             with _AutoDispatchBelowAutograd():
                 return op.redispatch(keys & _after_autograd_keyset, *arguments)
 
