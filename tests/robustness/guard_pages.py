@@ -31,6 +31,7 @@ import mlip_kernels as mk
 from mlip_kernels._library import LIBRARY
 
 PROT_NONE = 0
+CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 PAGE = mmap.PAGESIZE
 SIDES = ("last", "first")
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -87,6 +88,9 @@ class Guarded(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace != LIBRARY.ns:
             return function(*args, **(kwargs or {}))
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CPU"):
+            with self:  # it calls the kernels, which this mode is to see
+                return function.redispatch(CPU, *args, **(kwargs or {}))
         self.ran.add(function._opname)
         guarded = tree_map_only(Tensor, self.memory.copy, args)
         result = function(*guarded, **(kwargs or {}))
