@@ -37,6 +37,7 @@ Values = Callable[[Sequence[int]], Sequence[bytes]]
 """The arguments of a launch: given how many bytes each parameter of the kernel has, their bytes."""
 
 BACKENDS = ("triton", "cuda")
+CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 UNWRITTEN = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 """Operators of torch whose results nobody has written yet."""
 
@@ -146,6 +147,9 @@ class EmulatedCuda(TorchDispatchMode):
         name, declared = function.overloadpacket.__name__, function._schema.arguments
         rest = [kwargs.get(argument.name, argument.default_value) for argument in declared[len(args) :]]
         arguments = (*args, *rest)  # torch leaves out here what equals its default
+        if not hasattr(torch.ops.mlip_kernels_cuda, name):
+            with self:  # it has no kernel of its own, and calls those that have
+                return function.redispatch(CPU, *arguments)
         if not _library.kernels_take(arguments):
             return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *arguments)
         kernel, reason = self._find(name)
