@@ -162,16 +162,24 @@ class Operator(torch.autograd.Function):
         differentiable, listed = cls.differentiable, isinstance(op._schema.returns[0].type, torch.ListType)
         gradients = cls.gradients if cls.gradients is not Operator.gradients else functools.partial(_refuse, name)
 
+        def seen(results: Any) -> Any:
+            if shown is None:
+                return results
+            return results[0] if shown == 1 else results[:shown]
+
+        def keep(ctx: Any, given: int, arguments: tuple[Any, ...], results: Any, returned: Any) -> Any:
+            ctx.given = given
+            if differentiable is not None:
+                ctx.set_materialize_grads(False)
+                if isinstance(returned, tuple):
+                    ctx.mark_non_differentiable(*returned[differentiable:])
+            save(ctx, arguments, results)
+            return returned
+
         def forward(ctx: Any, *given: Any) -> Any:
             arguments = check(*given)
             results = op(*arguments)
-            ctx.given = len(given)
-            if differentiable is not None:
-                ctx.set_materialize_grads(False)
-                if shown != 1:
-                    ctx.mark_non_differentiable(*results[differentiable:shown])
-            save(ctx, arguments, results)
-            return seen(results)
+            return keep(ctx, len(given), arguments, results, seen(results))
 
         def evaluate(arguments: tuple[Any, ...]) -> Any:
             """The operator below autograd. Where nothing can notice, one without kernels is spared the dispatcher."""
@@ -181,12 +189,7 @@ class Operator(torch.autograd.Function):
         def forward_checked(ctx: Any, *arguments: Any) -> Any:
             results = evaluate(arguments)
             results = tuple(results) if listed else results  # autograd looks for results in tuples only
-            ctx.given = len(arguments)
-            if differentiable is not None:
-                ctx.set_materialize_grads(False)
-                ctx.mark_non_differentiable(*results[differentiable:])
-            save(ctx, arguments, results)
-            return results
+            return keep(ctx, len(arguments), arguments, results, results)
 
         def backward(ctx: Any, *incoming: Any) -> Any:
             found = gradients(ctx, *incoming)
@@ -198,10 +201,9 @@ class Operator(torch.autograd.Function):
             members = {"forward": staticmethod(forward_checked), "backward": staticmethod(backward)}
             return _apply(type(cls.__name__, (cls,), members))
 
-        def seen(results: Any) -> Any:
-            if shown is None:
-                return results
-            return results[0] if shown == 1 else results[:shown]
+        def recording(arguments: tuple[Any, ...]) -> Any:
+            results = recorded()(*arguments)
+            return list(results) if listed else results
 
         def call(*given: Any) -> Any:
             arguments = check(*given)
@@ -213,16 +215,14 @@ class Operator(torch.autograd.Function):
             if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
                 return op(*arguments)
             if torch.is_grad_enabled() and _any_requires_grad(*arguments):
-                results = recorded()(*arguments)
-                return list(results) if listed else results
+                return recording(arguments)
             return evaluate(arguments)
 
         def record(keys: Any, *arguments: Any) -> Any:
             if forward_ad._current_level >= 0:
                 refuse_tangents(name, arguments)
             if torch.is_grad_enabled() and _any_requires_grad(*arguments):
-                results = recorded()(*arguments)
-                return list(results) if listed else results
+                return recording(arguments)
             with _AutoDispatchBelowAutograd():
                 return op.redispatch(keys & _after_autograd_keyset, *arguments)
 
