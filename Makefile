@@ -1,4 +1,4 @@
-# make test | test-gpu | test-capped | train | lint | format | bench | gpu-report | gpu-table | clean
+# make test | test-gpu | test-capped | train | lint | format | docs | bench | gpu-report | gpu-table | clean
 # beyond CI: make fuzz | sanitize | mutations | kill-cycles
 #
 # The first target that needs it makes .venv: torch first (kept if it is there already), then this package with its
@@ -22,7 +22,7 @@ STYLED := $(shell find csrc tests/gpu -name '*.cpp' -o -name '*.cu' -o -name '*.
 # Threads of several processes would wait for each other on the same cores; tests that need more than one ask for them.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: test test-gpu test-capped sanitize train kill-cycles fuzz mutations lint format bench gpu-report gpu-table clean
+.PHONY: test test-gpu test-capped sanitize train kill-cycles fuzz mutations lint format docs bench gpu-report gpu-table clean
 
 test: $(VENV)/.installed
 	$(PYTEST) --dist loadfile $(ARGS)
@@ -90,9 +90,13 @@ format: $(VENV)/.linters
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(STYLED)
 
+# the pages of docs/ and an API reference from the docstrings, in site/; it needs neither torch nor a compiler
+docs: $(VENV)/.documentation
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+
 clean:
-	rm -rf build dist *.egg-info mlip_kernels/_*.so mlip_kernels/_build.json .pytest_cache .mypy_cache .ruff_cache
-	rm -f $(VENV)/.installed $(VENV)/.linters
+	rm -rf build dist site *.egg-info mlip_kernels/_*.so mlip_kernels/_build.json .pytest_cache .mypy_cache .ruff_cache
+	rm -f $(VENV)/.installed $(VENV)/.linters $(VENV)/.documentation
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -113,4 +117,8 @@ $(VENV)/.installed: $(BIN)/python $(SOURCES)
 
 $(VENV)/.linters: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet ruff mypy clang-format pre-commit
+	@touch $@
+
+$(VENV)/.documentation: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet mkdocs-material 'mkdocstrings[python]' ruff
 	@touch $@

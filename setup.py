@@ -5,7 +5,7 @@ Python. The compilers are called directly rather than through torch.utils.cpp_ex
 for the CUDA of the toolkit at hand, and these parts do not.
 
 A part that cannot be built is left out, and the reason is written to mlip_kernels/_build.json, from where the warning
-at first use and `python -m mlip_kernels.env` repeat it. ENVIRONMENT.md describes the variables read here.
+at first use and `python -m mlip_kernels.env` repeat it. docs/environment.md describes the variables read here.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Draw pictures/merged_tokens.png: photographs, and which of their patches merge by similarity.
+"""Draw docs/figures/merged_tokens.png: photographs, and which of their patches merge by similarity.
 
     python benchmarks/draw_merged_tokens.py    # the photographs of scikit-image, if it is installed
     python benchmarks/draw_merged_tokens.py --output mine.png photograph.jpg ...
@@ -23,6 +23,7 @@ from mlip_kernels import dct, keep_rate_schedule, merge_plan, token_energy
 from mlip_kernels.nn.guidance import rank
 from mlip_kernels.train.report import painted
 
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 SIDE, PATCH = 224, 8
 GRID = (SIDE // PATCH, SIDE // PATCH)
 SHARES = {0.25: 8, 0.1: 12}
@@ -64,7 +65,7 @@ def merged_origin(metric: Tensor, energy: Tensor, share: float, rounds: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", nargs="*", type=Path)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "pictures" / "merged_tokens.png")
+    parser.add_argument("--output", type=Path, default=FIGURES / "merged_tokens.png")
     arguments = parser.parse_args()
     photographs = [Image.open(path) for path in arguments.photographs] or sample_photographs()
     fitted = [ImageOps.fit(photograph.convert("RGB"), (SIDE, SIDE)) for photograph in photographs]

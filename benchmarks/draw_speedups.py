@@ -27,8 +27,6 @@ class Row(NamedTuple):
     """A regular expression for the whole group of the benchmark."""
     ratios: dict[str, str]
     """What is compared -> its key in ``extra_info``."""
-    name: str = ""
-    """A part of the benchmark's name, where its group has several."""
 
 
 BOTH = r", forward \+ backward"
@@ -84,7 +82,7 @@ def figures_of(run: dict[str, Any]) -> dict[str, Any]:
     """
     rows = []
     for row in ROWS:
-        found = [one for one in run["benchmarks"] if re.fullmatch(row.group, one["group"]) and row.name in one["name"]]
+        found = [one for one in run["benchmarks"] if re.fullmatch(row.group, one["group"])]
         if not found:
             print(f"not in this run, so left out: {row.label}")
             continue
@@ -94,7 +92,7 @@ def figures_of(run: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("run: expected a file of `pytest benchmarks/ --benchmark-json`, got none of its benchmarks")
     machine = run["machine_info"]["mlip_kernels"]
     return {
-        "machine": f"{machine['processor']}, {machine['cpu_capability']}, {machine['threads']} threads",
+        "machine": f"{machine['processor']}, {machine['cpu_capability']}",
         "gpu": machine["gpu"],
         "versions": f"PyTorch {machine['torch']}, mlip_kernels {machine['package'].partition(' ')[0]}",
         "measured": run["datetime"][:10],

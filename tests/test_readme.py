@@ -1,15 +1,16 @@
 """What the README shows works, and its table says what is there."""
 
 import re
-from pathlib import Path
 
+import page_snippets
 import pytest
 import torch
+from page_snippets import ROOT
 
 import mlip_kernels
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = ROOT / "README.md"
+README = PAGE.read_text(encoding="utf-8")
 NOT_OPERATORS = {"MergePlan", "use_reference", "keep_rate_schedule", "merge_layers", "merge_schedule", "token_counts"}
 PRIMITIVES = {  # functions and the operator that does their work
     "dct": "separable",
@@ -46,22 +47,14 @@ def test_the_table_claims_the_kernels_that_exist(column):
         assert (row[column] == "yes") == exists, f"{operator}: {column}"
 
 
-def test_the_example_runs():
-    example = re.search(r"```python\n(import torch.*?)```", README, re.DOTALL).group(1)
-    names: dict[str, object] = {}
-    exec(example, names)  # the README is part of this repository
+def test_the_examples_run(monkeypatch):
+    timm = pytest.importorskip("timm", reason="the model that an example patches")
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: original(name, embed_dim=48, num_heads=3))
+    names = page_snippets.run(PAGE)
     assert names["merged"].shape == (8, 133, 768)
     assert names["image"].shape == (8, 768)
     assert names["per_image"].shape == names["per_text"].shape == (8, 8)
     assert torch.equal(names["size"].sum(1), torch.full((8,), 197.0))
-
-
-def test_the_patch_example_runs(monkeypatch):
-    import timm
-
-    example = re.search(r"```python\n(from mlip_kernels.patch import timm.*?)```", README, re.DOTALL).group(1)
-    original = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: original(name, embed_dim=48, num_heads=3))
-    names: dict[str, object] = {"timm": timm}
-    exec(example, names)
+    assert names["loss"].shape == ()
     assert type(names["model"]) is timm.models.VisionTransformer
