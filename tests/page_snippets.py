@@ -2,10 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TITLED = re.compile(r"^```(\w+) title=\"([^\"]+)\"\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -21,3 +22,16 @@ def run(page: Path) -> dict[str, Any]:
     for snippet in snippets(page):
         exec(compile(snippet, str(page), "exec"), names)  # the pages are part of this repository
     return names
+
+
+class Titled(NamedTuple):
+    """A block with a title: code of a file, or a change of it."""
+
+    language: str
+    title: str
+    text: str
+
+
+def titled(page: Path) -> list[Titled]:
+    """The blocks of a page that have a title."""
+    return [Titled(*found) for found in TITLED.findall(page.read_text(encoding="utf-8"))]

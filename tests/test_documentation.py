@@ -28,6 +28,21 @@ def test_the_code_of_a_page_runs(page):
         page_snippets.run(page)
 
 
+def contains(lines, chunk, start):
+    """Where ``chunk`` ends in ``lines`` from ``start`` on."""
+    for at in range(start, len(lines) - len(chunk) + 1):
+        if lines[at : at + len(chunk)] == chunk:
+            return at + len(chunk)
+    raise AssertionError("not in the file, or not in this order:\n" + "\n".join(chunk))
+
+
+@pytest.mark.parametrize("quote", page_snippets.titled(DOCS / "architecture.md"), ids=lambda quote: quote.title)
+def test_the_architecture_quotes_the_code(quote):
+    lines, at = (ROOT / quote.title).read_text(encoding="utf-8").splitlines(), 0
+    for chunk in re.split(r"^ *\.\.\.\n", quote.text, flags=re.MULTILINE):
+        at = contains(lines, chunk.splitlines(), at)
+
+
 def headings(page):
     """Names that links to a heading of a page use."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -47,7 +62,7 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 
 
-@pytest.mark.parametrize("module", ["mlip_kernels", "mlip_kernels.nn", "mlip_kernels.models"])
+@pytest.mark.parametrize("module", ["mlip_kernels", "mlip_kernels.functions", "mlip_kernels.nn", "mlip_kernels.models"])
 def test_the_reference_has_every_public_name(module):
     if module == "mlip_kernels.models":
         for package in ("open_clip", "timm"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 PREFIX, SOURCE, TARGET, TEXT = "#c9a227", "#2f6f9f", "#4f8f5b", "#7a5c99"
-GREY, DARK, OCHRE = "#cfcfcf", "#333333", "#9a7b12"
+GREY, GREY_BLUE, DARK, OCHRE = "#cfcfcf", "#7a8ba6", "#333333", "#9a7b12"
 BANDS = ("#dbe7f3", "#a9c7e4", "#6a9fcf", "#2f6f9f")
 Grid = list[list[float]]
 
@@ -223,7 +223,39 @@ def model() -> Picture:
     return picture
 
 
-PICTURES = {"spectral": spectral, "merging": merging, "contrastive": contrastive, "model": model}
+def architecture() -> Picture:
+    """The road of a call."""
+    picture = Picture(900, 330)
+
+    def block(x: float, y: float, width: float, words: str, fill: str, height: float = 48) -> None:
+        picture.box(x, y, width, height, fill, r=5)
+        lines = words.count("\n")
+        picture.text(x + width / 2, y + height / 2 + 4 - lines * 7.5, words, fill="white")
+
+    block(20, 60, 180, "mk.weighted_mean(...)\npublic function", DARK)
+    block(20, 130, 180, "WeightedMean.apply(...)\nautograd.Function", DARK)
+    block(20, 200, 180, "torch.ops.mlip_kernels\n.merging_weighted_mean", DARK)
+    block(260, 95, 150, "Operator.call:\nchecks, the switch", SOURCE)
+    block(470, 20, 190, "plain PyTorch\n(the definition)", GREY_BLUE)
+    block(470, 150, 190, "torch's dispatcher\n(the class records)", SOURCE)
+    block(720, 80, 160, "CPU: C++\ncsrc/cpu", TARGET)
+    block(720, 150, 160, "CUDA: Triton\nmlip_kernels/triton", TARGET)
+    block(720, 220, 160, "CUDA: C++\ncsrc/cuda", TARGET)
+    block(470, 260, 190, "compute, where there\nis no kernel", GREY_BLUE)
+    picture.arrow(200, 84, 256, 110)
+    picture.arrow(200, 154, 256, 130)
+    picture.arrow(200, 224, 466, 180)
+    picture.arrow(410, 105, 466, 56)
+    picture.text(400, 40, "use_reference(),\ntorch.func, tangents", size=11)
+    picture.arrow(410, 130, 466, 165)
+    picture.arrow(660, 165, 716, 110)
+    picture.arrow(660, 174, 716, 174)
+    picture.arrow(660, 185, 716, 240)
+    picture.arrow(565, 198, 565, 256)
+    return picture
+
+
+PICTURES = {draw.__name__: draw for draw in (spectral, merging, contrastive, model, architecture)}
 
 
 def main() -> None:
