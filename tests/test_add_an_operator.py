@@ -21,7 +21,7 @@ TRY_IT = "try it"
 PROMISES = ("accuracy", "derivatives", "empty_batch", "export", "layouts", "opcheck", "switch")
 
 
-def changed(text: str, change: str) -> str:
+def changed(title: str, text: str, change: str) -> str:
     """A file without the lines that start with ``-`` and with those that start with ``+``, where the others say."""
     lines, at, pending, behind = text.splitlines(), 0, [], False
     for line in change.splitlines():
@@ -34,6 +34,7 @@ def changed(text: str, change: str) -> str:
         elif line == "...":
             behind = False
         else:
+            assert line[1:] in lines[at:], f"the page is outdated: {title} has no line {line[1:]!r} there"
             found = lines.index(line[1:], at)
             lines[found : found + 1] = [*pending, *([line[1:]] if line.startswith(" ") else [])]
             at, pending, behind = found + len(pending) + line.startswith(" "), [], True
@@ -54,7 +55,7 @@ def tree(tmp_path_factory) -> Path:
     for block in page_snippets.titled(PAGE):
         path = folder / block.title
         if block.language == "diff":
-            path.write_text(changed(path.read_text(encoding="utf-8"), block.text), encoding="utf-8")
+            path.write_text(changed(block.title, path.read_text(encoding="utf-8"), block.text), encoding="utf-8")
         elif path.exists():
             path.write_text(path.read_text(encoding="utf-8") + "\n\n" + block.text, encoding="utf-8")
         else:
