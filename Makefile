@@ -92,7 +92,7 @@ format: $(VENV)/.linters
 
 # the pages of docs/ and an API reference from the docstrings, in site/; it needs neither torch nor a compiler
 docs: $(VENV)/.documentation
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 clean:
 	rm -rf build dist site *.egg-info mlip_kernels/_*.so mlip_kernels/_build.json .pytest_cache .mypy_cache .ruff_cache
