@@ -1,4 +1,4 @@
-"""``python -m gates`` with PYTHONPATH=tests/gpu: prints, checks or remakes the table of GPU kernels."""
+"""Prints, checks or remakes the table of GPU kernels: ``PYTHONPATH=tests/gpu:tools/ptx_emulator python -m gates``."""
 
 from __future__ import annotations
 
