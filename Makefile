@@ -93,6 +93,7 @@ format: $(VENV)/.linters
 
 clean:
 	rm -rf build dist *.egg-info mlip_kernels/_*.so mlip_kernels/_build.json .pytest_cache .mypy_cache .ruff_cache
+	cd tools/ptx_emulator && rm -rf build *.egg-info .pytest_cache
 	rm -f $(VENV)/.installed $(VENV)/.linters
 
 $(BIN)/python:
