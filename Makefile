@@ -17,7 +17,7 @@ ARGS ?=
 WORKERS ?= auto --maxprocesses 8
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard _build/*.py) $(shell find csrc -type f)
-STYLED := $(shell find csrc tests/gpu -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+STYLED := $(shell find csrc tests/gpu tools -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 # Threads of several processes would wait for each other on the same cores; tests that need more than one ask for them.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
@@ -27,9 +27,9 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 test: $(VENV)/.installed
 	$(PYTEST) --dist loadfile $(ARGS)
 
-# every GPU kernel, compiled for every architecture and emulated: no GPU is needed
+# every GPU kernel, compiled for every architecture and emulated, and the emulator's own tests: no GPU is needed
 test-gpu: $(VENV)/.installed
-	$(PYTEST) --dist loadgroup -m 'gpu_kernels and not gpu and not slow' tests/gpu $(ARGS)
+	$(PYTEST) --dist loadgroup -m 'not compiles_nothing and not gpu and not slow' tests/gpu tools/ptx_emulator $(ARGS)
 
 # operators and models with the instruction sets of an older processor, in PyTorch too: make test-capped CAPABILITY=avx2
 CAPABILITY ?= baseline
@@ -65,11 +65,12 @@ bench: $(VENV)/.installed
 
 # what the GPU kernels take and move; gpu-table measures it again and writes tests/gpu/kernels.json and KERNELS.md,
 # make gpu-table ONLY="name ..." only the rows of operators of these names, or of those with kernels of these names
+GATES := tests/gpu:tools/ptx_emulator
 gpu-report: $(VENV)/.installed
-	@PYTHONPATH=tests/gpu $(BIN)/python -m gates --markdown
+	@PYTHONPATH=$(GATES) $(BIN)/python -m gates --markdown
 
 gpu-table: $(VENV)/.installed
-	PYTHONPATH=tests/gpu $(BIN)/python -m gates --update $(if $(ONLY),--only $(ONLY))
+	PYTHONPATH=$(GATES) $(BIN)/python -m gates --update $(if $(ONLY),--only $(ONLY))
 
 # 50,000 generated inputs; ARGS="--seed 1" for others, ARGS="--keep-going" to see all that fail
 fuzz: $(VENV)/.installed
@@ -96,6 +97,7 @@ docs: $(VENV)/.documentation
 
 clean:
 	rm -rf build dist site *.egg-info mlip_kernels/_*.so mlip_kernels/_build.json .pytest_cache .mypy_cache .ruff_cache
+	cd tools/ptx_emulator && rm -rf build *.egg-info .pytest_cache
 	rm -f $(VENV)/.installed $(VENV)/.linters $(VENV)/.documentation
 
 $(BIN)/python:

@@ -39,8 +39,6 @@ def pytest_collection_modifyitems(items):
 
 def _group(item):
     """Tests that share what is slow to make, or that must be in one process, go to one worker of pytest-xdist."""
-    if item.path.parent != HERE:
-        return item.path.parent.name
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if item.path.name == "test_gpu_gates.py" and "arch" in parameters:
         return f"gates {parameters.get('backend', 'cuda')} {parameters['arch']}"

@@ -3,10 +3,12 @@
 ``gates/promises.py`` says how an operator is added, ``make gpu-table`` records in ``kernels.json`` what has changed.
 """
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gates import inventory, judge, measure, report, table
+from gates import inventory, judge, measure, page, report, table
 from gates.cases import OPERATORS
 
 ROOT = Path(__file__).parents[2]
@@ -95,9 +97,44 @@ def test_traffic_does_not_grow(backend, arch):
 
 @pytest.mark.compiles_nothing
 def test_the_page_is_made_from_the_table():
-    assert report.PATH.read_text(encoding="utf-8") == report.markdown(table.load()), "run: make gpu-table"
+    assert page.PATH.read_text(encoding="utf-8") == page.markdown(table.load()), "run: make gpu-table"
+
+
+@pytest.mark.compiles_nothing
+def test_the_page_has_one_row_for_each_kernel():
+    rows = re.findall(r"^\| `(\w+)` \|", page.markdown(table.load()), re.MULTILINE)
+    assert sorted(rows) == sorted({kernel.name for entry in OPERATORS for kernel in entry.kernels})
+
+
+@pytest.mark.compiles_nothing
+@pytest.mark.parametrize(
+    ("part", "column", "value", "shown"),
+    [("compiled", "registers", 256, "256"), ("compiled", "spills", 7, "7"), ("traffic", "ratio", 99.0, "99.00")],
+)
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_page_shows_the_worst_of_a_kernel_and_where_it_is(part, column, value, shown, place):
+    content = table.load()
+    rows = {key: dict(row) for key, row in getattr(content, part).items()}
+    mine = [key for key in rows if key.kernel == "spectral_filtered_kernel"]
+    key = mine[place]
+    rows[key][column] = value
+    (line,) = (
+        line
+        for line in page.markdown(replace(content, **{part: rows})).splitlines()
+        if line.startswith(f"| `{key.kernel}` |")
+    )
+    backend = report.BACKENDS[key.backend]
+    assert f"| {shown} ({backend} sm_{key.arch}, {key.problem} {key.dtype}) |" in line
+
+
+@pytest.mark.compiles_nothing
+def test_the_report_has_a_row_for_each_kernel_backend_and_architecture():
+    content = table.load()
+    wanted = {(key.operator, key.kernel, key.backend, key.arch) for key in content.compiled}
+    shown = report.markdown(content).splitlines()
+    assert len([line for line in shown if re.match(r"\| `\w+` \| (Triton|CUDA C\+\+) \| sm_", line)]) == len(wanted)
 
 
 @pytest.mark.compiles_nothing
 def test_the_readme_links_the_page():
-    assert f"({report.PATH.relative_to(ROOT)})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"({page.PATH.relative_to(ROOT)})" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -77,9 +77,9 @@ def test_two_checkouts_with_empty_caches_make_the_rows_of_the_table(tmp_path):
     found = []
     for checkout in (tmp_path / "a", tmp_path / "another folder" / "with a long name"):
         ignored = shutil.ignore_patterns("*.so", "__pycache__")
-        for folder in ("mlip_kernels", "_build", "csrc/cuda", "tests/gpu"):
+        for folder in ("mlip_kernels", "_build", "csrc/cuda", "tests/gpu", "tools/ptx_emulator"):
             shutil.copytree(ROOT / folder, checkout / folder, ignore=ignored)
-        paths = os.pathsep.join(map(str, (checkout, checkout / "tests" / "gpu")))
+        paths = os.pathsep.join(str(checkout / folder) for folder in (".", "tests/gpu", "tools/ptx_emulator"))
         caches = {"TRITON_CACHE_DIR": str(checkout / "triton"), "XDG_CACHE_HOME": str(checkout / "cache")}
         environment = {**os.environ, **caches, "PYTHONPATH": paths}
         command = [sys.executable, "-c", ROWS]

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptx_emulator.build import CACHE, BuildError
+from ptx_emulator.build import BuildError
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlip_kernels"
 
 
 @dataclass(frozen=True)

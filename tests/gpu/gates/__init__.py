@@ -5,7 +5,8 @@
     measure           runs the cases on `emulated_cuda`: compiled for every architecture, executed on two
     records, table    the rows of ``kernels.json``
     judge             complains where a kernel breaks a promise or got worse than its row
-    report, roofline  the same for people: ``KERNELS.md``
+    report, roofline  the same for people, all of it
+    page              its summary: ``KERNELS.md``
 
 ``python -m gates`` prints, checks or remakes the table; ``make gpu-report`` and ``make gpu-table`` call it.
 """

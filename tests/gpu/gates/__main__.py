@@ -1,11 +1,11 @@
-"""``python -m gates`` with PYTHONPATH=tests/gpu: prints, checks or remakes the table of GPU kernels."""
+"""Prints, checks or remakes the table of GPU kernels: ``PYTHONPATH=tests/gpu:tools/ptx_emulator python -m gates``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from gates import judge, report, table
+from gates import judge, page, report, table
 from gates.cases import OPERATORS
 from gates.promises import Operator
 
@@ -37,8 +37,8 @@ def main() -> int:
     if arguments.update:
         rows = table.measured(operators)
         table.save(table.replaced(table.load(), rows, operators) if arguments.only else rows)
-        report.PATH.write_text(report.markdown(table.load()), encoding="utf-8")
-        print(f"wrote {table.PATH} and {report.PATH}")
+        page.PATH.write_text(page.markdown(table.load()), encoding="utf-8")
+        print(f"wrote {table.PATH} and {page.PATH}")
         return 0
     print(report.markdown(table.load()), end="")
     return 0

@@ -1,9 +1,8 @@
-"""The table as Markdown, for people: ``tests/gpu/KERNELS.md`` and ``make gpu-report``. Made from kernels.json alone."""
+"""The whole table as Markdown: ``make gpu-report``. Made from kernels.json alone; `page` is the summary."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from gates import occupancy
@@ -13,15 +12,14 @@ from gates.records import WHOLE_OPERATOR, Key
 from gates.roofline import lower_bound
 from gates.table import Table
 
-PATH = Path(__file__).parents[1] / "KERNELS.md"
 BACKENDS = {"triton": "Triton", "cuda": "CUDA C++"}
 
 INTRODUCTION = """\
 # What the GPU kernels take and move
 
 **Nothing here was timed.** The kernels were compiled for GPUs that were not there, their machine code was read, and
-their PTX was executed by an emulator on the CPU, which counts. `make gpu-table` makes `kernels.json` and this page out
-of the kernels as launched (Triton) and as shipped (CUDA C++); the tests fail where a kernel gets worse than this.
+their PTX was executed by an emulator on the CPU, which counts. `make gpu-table` makes `kernels.json`, and so this text,
+out of the kernels as launched (Triton) and as shipped (CUDA C++); the tests fail where a kernel gets worse than this.
 Every range spans the dtypes and instances (aligned and odd sizes).
 
 * **registers** per thread; **shared** memory in bytes per block; **occupancy**: the share of a multiprocessor's warps
@@ -46,14 +44,19 @@ NONE = "–"
 
 
 def markdown(table: Table) -> str:
-    """The whole page."""
+    """The whole text."""
+    return "\n".join([INTRODUCTION, *(_section(operator, table) for operator in OPERATORS), compilers(table)])
+
+
+def compilers(table: Table) -> str:
+    """The line that says what compiled the kernels."""
     versions = "; ".join(f"{BACKENDS[backend]} kernels by {compiler}" for backend, compiler in table.made_with.items())
-    return "\n".join([INTRODUCTION, *(_section(operator, table) for operator in OPERATORS), f"Compiled: {versions}.\n"])
+    return f"Compiled: {versions}.\n"
 
 
 def _section(operator: Operator, table: Table) -> str:
     sizes = [f"* *{name}*: {_sizes(sizes)}" for name, sizes in operator.problems.items()]
-    lines = [f"## `{operator.name}`\n", *sizes, f"* full size: {_sizes(operator.full_size)}\n", *_head(COLUMNS)]
+    lines = [f"## `{operator.name}`\n", *sizes, f"* full size: {_sizes(operator.full_size)}\n", *head(COLUMNS)]
     for kernel in operator.kernels:
         for backend in kernel.backends:
             compiled = _rows(table.compiled, operator, kernel.name, backend)
@@ -62,7 +65,7 @@ def _section(operator: Operator, table: Table) -> str:
                 lines.append(_resources(operator, kernel, backend, arch, compiled, moved))
     lines += [
         "",
-        *_head(["moved / compulsory", "backend", *operator.problems, "passes over shared memory per load, store"]),
+        *head(["moved / compulsory", "backend", *operator.problems, "passes over shared memory per load, store"]),
     ]
     for name in (*(kernel.name for kernel in operator.kernels), WHOLE_OPERATOR):
         for backend in BACKENDS:
@@ -75,7 +78,7 @@ def _resources(
 ) -> str:
     rows = [row for row in compiled if row["arch"] == arch]
     moved = [row for row in traffic if row["problem"] == traffic[0]["problem"]]
-    return _line(
+    return line(
         f"`{kernel.name}`",
         BACKENDS[backend],
         f"sm_{arch}",
@@ -84,7 +87,7 @@ def _resources(
         _span(row["shared"] for row in rows),
         _span((100 * occupancy.occupancy(arch, row["threads"], row["blocks"]) for row in rows), "{:.0f}", " %"),
         "yes" if any(row["tensor_cores"] for row in rows) else "no",
-        _wide(operator, kernel),
+        wide(operator, kernel),
         _span((row["ratio"] for row in moved), "{:.2f}"),
         _span((row["distinct_ratio"] for row in moved), "{:.2f}"),
         _span((100 * row["macs"] / row["macs_executed"] for row in moved if row["macs_executed"]), "{:.0f}", " %"),
@@ -100,7 +103,7 @@ def _movement(operator: Operator, name: str, backend: str, rows: list[dict]) -> 
     ]
     waves = [_span((row[waves] for row in rows if row[waves]), "{:.1f}") for waves in ("load_waves", "store_waves")]
     title = "the whole operator" if name == WHOLE_OPERATOR else f"`{name}`"
-    return [_line(title, BACKENDS[backend], *ratios, ", ".join(waves))]
+    return [line(title, BACKENDS[backend], *ratios, ", ".join(waves))]
 
 
 def _rows(rows: Mapping[Key, dict[str, Any]], operator: Operator, kernel: str, backend: str) -> list[dict[str, Any]]:
@@ -108,7 +111,9 @@ def _rows(rows: Mapping[Key, dict[str, Any]], operator: Operator, kernel: str, b
     return [row for key, row in rows.items() if (key.backend, key.operator, key.kernel) == wanted]
 
 
-def _wide(operator: Operator, kernel: Kernel) -> str:
+def wide(operator: Operator, kernel: Kernel) -> str:
+    """What is moved 16 bytes at a time at some size: ``loads``, ``stores``, both or ``no``."""
+
     def anywhere(condition: Callable[[Problem], bool]) -> bool:
         return any(condition(Problem(sizes, t)) for sizes in operator.problems.values() for t in operator.dtypes)
 
@@ -133,10 +138,12 @@ def _sizes(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{name}={value}" for name, value in sizes.items())
 
 
-def _head(columns: Iterable[str]) -> list[str]:
+def head(columns: Iterable[str]) -> list[str]:
+    """The two lines that begin a table."""
     columns = list(columns)
-    return [_line(*columns), "|" + "---|" * len(columns)]
+    return [line(*columns), "|" + "---|" * len(columns)]
 
 
-def _line(*cells: str) -> str:
+def line(*cells: str) -> str:
+    """A row of a table."""
     return f"| {' | '.join(cells)} |"

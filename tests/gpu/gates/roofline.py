@@ -16,5 +16,17 @@ FLOAT32 = 67e12  # flop/s outside the tensor cores
 
 def lower_bound(kernel: Kernel, problem: Problem) -> float:
     """Seconds."""
-    rate = TENSOR_CORES[problem.dtype] if kernel.tensor_cores(problem) else FLOAT32
-    return max(kernel.bytes(problem) / BANDWIDTH, 2 * kernel.macs(problem) / rate)
+    return max(_seconds(kernel, problem).values())
+
+
+def bound_by(kernel: Kernel, problem: Problem) -> str:
+    """What takes these seconds: ``memory``, ``tensor cores`` or ``float32 units``."""
+    seconds = _seconds(kernel, problem)
+    return max(seconds, key=seconds.__getitem__)
+
+
+def _seconds(kernel: Kernel, problem: Problem) -> dict[str, float]:
+    """What each resource takes at its full rate."""
+    on_tensor_cores = kernel.tensor_cores(problem)
+    units, rate = ("tensor cores", TENSOR_CORES[problem.dtype]) if on_tensor_cores else ("float32 units", FLOAT32)
+    return {"memory": kernel.bytes(problem) / BANDWIDTH, units: 2 * kernel.macs(problem) / rate}

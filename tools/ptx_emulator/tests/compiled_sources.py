@@ -1,12 +1,13 @@
-"""Compiles the sources beside the tests with the build's own flags, and keeps the results in the user's cache."""
+"""Compiles the sources beside the tests, and keeps the results in the user's cache."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 import os
+import re
+import shutil
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,17 +15,21 @@ import pytest
 from ptx_emulator.build import CACHE, compiler
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[2] / "_build"))
-import compilers  # noqa: E402
 
 
 @cache
 def cuda_home() -> Path:
-    """The CUDA toolkit; without one the test that asks is skipped."""
-    try:
-        return compilers.cuda_home()
-    except compilers.LeftOutError as missing:
-        pytest.skip(f"needs nvcc: {missing}")
+    """The CUDA toolkit; without one the test that asks is skipped. nvcc is asked where it lives: it may be a script."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    homes = [named] if named else ["/usr/local/cuda"]
+    nvcc = shutil.which("nvcc")
+    if nvcc and not named:
+        dry_run = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True)
+        homes[:0] = re.findall(r"#\$ TOP=(.+?)\s*$", dry_run.stderr, re.MULTILINE)
+    for home in map(Path, homes):
+        if (home / "bin" / "nvcc").exists():
+            return home.resolve()
+    pytest.skip("needs nvcc: install the CUDA toolkit, or set CUDA_HOME to it")
 
 
 def _made(name: str, command: list[str], sources: list[Path]) -> Path:
@@ -32,7 +37,7 @@ def _made(name: str, command: list[str], sources: list[Path]) -> Path:
     digest = hashlib.sha256(repr(command).encode())
     for source in sources:
         digest.update(source.read_bytes())
-    target = CACHE / "emulator_tests" / f"{digest.hexdigest()[:16]}-{name}"
+    target = CACHE / "tests" / f"{digest.hexdigest()[:16]}-{name}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f"{target.name}.{os.getpid()}")
@@ -43,10 +48,11 @@ def _made(name: str, command: list[str], sources: list[Path]) -> Path:
 
 
 @cache
-def ptx(source: str, arch: int, *flags: str) -> str:
-    """A CUDA source as PTX, from the flags that every kernel of the package is built with."""
+def ptx(source: str, arch: int) -> str:
+    """A CUDA source as PTX."""
     path = HERE / source
-    command = [*compilers.nvcc(cuda_home()), *flags, "-lineinfo", "-ptx", f"-arch=sm_{arch}", str(path)]
+    nvcc = [str(cuda_home() / "bin" / "nvcc"), "-std=c++17", "-O3", "-ccbin", compiler()[0]]
+    command = [*nvcc, "-lineinfo", "-ptx", f"-arch=sm_{arch}", str(path)]
     return _made(f"{path.stem}.ptx", command, [path, *path.parent.glob("*.h")]).read_text()
 
 

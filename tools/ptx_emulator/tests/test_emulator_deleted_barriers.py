@@ -13,8 +13,7 @@ import known_kernels_runs as known
 import pytest
 import torch
 from ptx_emulator import Emulator, EmulatorError
-
-from mlip_kernels.testing import assert_close
+from tolerances import assert_close
 
 SYNCHRONISES = re.compile(r"^\s*(@!?%\w+\s+)?((bar|barrier)\.|cp\.async\.(wait|commit)|wgmma\.(fence|commit|wait))")
 SCHEDULES = [("round_robin", 0), ("reversed", 0), ("random", 1), ("random", 2)]

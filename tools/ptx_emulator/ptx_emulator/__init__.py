@@ -6,7 +6,7 @@
 
 The result is in the tensors afterwards. Whatever goes wrong on the way, an access out of bounds, a race, a barrier
 that some threads never reach, raises `EmulatorError` and names the instruction, its source line, block, warp, lane
-and buffer. README.md in the folder above says what this can show and what it cannot.
+and buffer. README.md says what this can show and what it cannot.
 """
 
 from __future__ import annotations
@@ -249,10 +249,7 @@ class Emulator:
         described = program.kernels[kernel]
         if described.unsupported:
             raise UnsupportedError(kernel, described.unsupported)
-        if isinstance(arguments, bytes):
-            packed, found = arguments, []
-        else:
-            packed, found = _pack(described, arguments)
+        packed, found = (arguments, []) if isinstance(arguments, bytes) else _pack(described, arguments)
         grid3, block3 = _three("grid", grid), _three("block", block)
         options = {
             "schedule": SCHEDULES.index(self.schedule),
@@ -281,6 +278,8 @@ def instructions() -> list[str]:
 def _module() -> Any:
     library = build_emulator()
     spec = importlib.util.spec_from_file_location("_ptx_emulator", library)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{library} cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -304,14 +303,16 @@ def _three(name: str, size: int | Sequence[int]) -> tuple[int, int, int]:
     sizes = (size,) if isinstance(size, int) else tuple(size)
     if not 1 <= len(sizes) <= 3:
         raise ValueError(f"{name}: expected one to three integers, got {size!r}")
-    return (*sizes, *(1,) * (3 - len(sizes)))
+    x, y, z = (*sizes, 1, 1)[:3]
+    return x, y, z
 
 
 def _pack(kernel: Kernel, arguments: Sequence[Any]) -> tuple[bytes, list[Buffer]]:
     """The parameter block, and the buffers behind the tensors."""
     if len(arguments) != len(kernel.parameters):
         raise ValueError(f"arguments: {kernel.name} takes {len(kernel.parameters)}, got {len(arguments)}")
-    packed, buffers = bytearray(kernel.parameter_bytes), {}
+    packed = bytearray(kernel.parameter_bytes)
+    buffers: dict[int, Buffer] = {}
     for index, (parameter, argument) in enumerate(zip(kernel.parameters, arguments, strict=True)):
         name = f"argument {index}"
         if hasattr(argument, "untyped_storage"):

@@ -10,8 +10,7 @@ import torch
 from number_formats import is_nan
 from ptx_emulator import Emulator
 from ptx_text import elementwise, module
-
-from mlip_kernels.testing import assert_close, assert_identical
+from tolerances import assert_close, assert_identical
 
 INFINITY, NAN = math.inf, math.nan
 WIDE = np.concatenate([2.0 ** np.linspace(-120, 120, 481), -(2.0 ** np.linspace(-120, 120, 481))])

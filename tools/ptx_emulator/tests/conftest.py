@@ -1,4 +1,7 @@
-"""Records what the emulator executes in these tests, so that the last of them can say what was never executed."""
+"""Records what the emulator executes in these tests, so that the last of them can say what was never executed.
+
+With pytest-xdist, ``--dist loadgroup`` keeps all of them in one process, which that takes.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,16 @@ def _record_instructions():
     Emulator.launch = original
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     """The coverage test comes last, and knows whether all the others are there."""
     last = [item for item in items if item.path.name == LAST]
     items[:] = [item for item in items if item.path.name != LAST] + last
     config.stash[COLLECTED] = {item.path for item in items}
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(pytest.mark.xdist_group("ptx_emulator"))
 
 
 def pytest_collectreport(report):
@@ -59,6 +67,6 @@ def whole_suite(request):
     files = {file for file in HERE.glob("test_*.py") if file.name not in SKIPPED_FILES}
     chosen = any("::" in argument for argument in request.config.args)
     if not files <= stash[COLLECTED] or stash.get(DESELECTED, False) or chosen:
-        pytest.skip(f"needs every test of {HERE.name} in one session: pytest {HERE}")
+        pytest.skip(f"needs every test of the emulator in one session: pytest {HERE}")
     if hasattr(request.config, "workerinput") and request.config.getoption("dist") != "loadgroup":
         pytest.skip("needs every test in one process: pytest -n 0, or --dist loadgroup")

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 import torch
-
-from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical
+from tolerances import assert_as_accurate, assert_close, assert_identical
 
 pytest.importorskip("triton", reason="needs Triton")
 import triton_kernels as kernels
@@ -127,4 +126,4 @@ def test_bfloat16_addition_is_right_where_tritons_interpreter_is_not(arch: int):
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False", "the interpreter has learnt bfloat16: say so in the contributor guide"
+    assert done.stdout.strip() == "False", "the interpreter has learnt bfloat16: say so in README.md"

@@ -1,7 +1,8 @@
 """Builds a shared library from C++ sources with ninja, at first use, and keeps it.
 
 The folder is named after everything that the result depends on, so a changed source or compiler makes a new one:
-``$XDG_CACHE_HOME/mlip_kernels/<name>-<hash>`` (``~/.cache`` by default).
+``$XDG_CACHE_HOME/ptx_emulator/<name>-<hash>`` (``~/.cache`` by default). Where the sources lie does not matter: a
+checkout and an installed package share what was built.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlip_kernels"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptx_emulator"
 HEADERS = (".h", ".cuh")
 
 
@@ -61,7 +62,8 @@ def build(
     commands = [([*command], Path(source), made) for command, source, made in commands]
     split = list(link).index("--") if "--" in link else len(link)
     first, last = list(link)[:split], list(link)[split + 1 :]
-    folder = CACHE / f"{name}-{_digest([*commands, first, last], [source for _, source, _ in commands], depends)}"
+    recipe = [*((command, made) for command, _, made in commands), first, last]
+    folder = CACHE / f"{name}-{_digest(recipe, [source for _, source, _ in commands], depends)}"
     library = folder / f"{name}{suffix}"
     if library.exists():
         return library
@@ -84,7 +86,9 @@ def _make(name: str, library: Path, commands: Iterable[tuple], first: Sequence[s
     rules.append(f"build {unfinished}: link {objects}\n")
     script = folder / f"{os.getpid()}.ninja"
     script.write_text("\n".join(rules), encoding="utf-8")
-    done = subprocess.run([*_ninja(), "-C", str(folder), "-f", script.name], capture_output=True, text=True)
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    command = [*_ninja(), "-C", str(folder), "-f", script.name, *jobs]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BuildError(f"building {name} failed:\n{done.stdout}{done.stderr}")
     (folder / unfinished).replace(library)
@@ -99,8 +103,8 @@ def _ninja() -> list[str]:
     return [found]
 
 
-def _digest(described: list, sources: Iterable[Path], depends: Iterable[Path]) -> str:
-    digest = hashlib.sha256(repr(described).encode())
+def _digest(recipe: list, sources: Iterable[Path], depends: Iterable[Path]) -> str:
+    digest = hashlib.sha256(repr(recipe).encode())
     for file in [*sources, *sorted(depends)]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

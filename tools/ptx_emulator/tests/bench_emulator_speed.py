@@ -1,6 +1,6 @@
 """Lane-instructions per second of the emulator, with every check on, and what the checks cost.
 
-    pytest tests/gpu/emulator/bench_emulator_speed.py --benchmark-only
+    pytest tests/bench_emulator_speed.py --benchmark-only
 
 A lane-instruction is one instruction executed by one thread. The emulator runs on one core; nothing here says how fast
 a kernel is on a GPU.

@@ -1,6 +1,6 @@
 """Which instructions the emulator knows, and which of them its self-tests have executed.
 
-    python tests/gpu/emulator/instruction_coverage.py
+    python tests/instruction_coverage.py
 
 runs the self-tests and prints the table as Markdown.
 """

@@ -10,8 +10,7 @@ import torch
 from matrix_fragments import BITS, Shape, accumulator, multiplicand_a, multiplicand_b, pack, unpack
 from ptx_emulator import Emulator, EmulatorError
 from ptx_text import entry, module
-
-from mlip_kernels.testing import assert_close
+from tolerances import assert_close
 
 FORMS = [  # shape, types of D, A, B, C
     *[(Shape(16, 8, k), d, t, t, d) for k in (8, 16) for t, d in (("f16", "f16"), ("f16", "f32"), ("bf16", "f32"))],
