@@ -125,7 +125,7 @@ def define_out(name: str, *outputs: str, write: Callable[..., None] | None = Non
             output.copy_(result)
 
     def note_the_change(keys: Any, *arguments: Any) -> None:
-        """What was saved of an output for a backward pass is no longer there, and autograd is to see that."""
+        """Bump version counters, so that autograd detects that tensors saved for backward were overwritten."""
         if forward_ad._current_level >= 0:
             refuse_tangents(name, arguments)
         torch.autograd.graph.increment_version(arguments[given:])

@@ -86,7 +86,7 @@ double pair_cross_entropy_loss(const PairCrossEntropy<T>& problem);
 template <typename T>
 bool pair_cross_entropy_column_factors(const PairCrossEntropy<T>& problem);
 
-// Backward, over rows: grad_logits as if nothing were a target, with what smoothing gives to all.
+// Backward, over rows: grad_logits without the one-hot term of the labels, label smoothing included.
 template <typename T>
 void pair_cross_entropy_backward(const PairCrossEntropy<T>& problem, int64_t begin, int64_t end);
 

@@ -1,7 +1,7 @@
 // Maxima along either axis of a tile of similarities, and where they stand. Included by *_kernels.h.
 //
-// A strip of the tile is [rows][LANES], its lanes are columns. Both reductions assume finite similarities: the first of
-// them multiplies what it reads by 0 and adds it up, so that its caller learns of anything else and takes another way.
+// A strip of the tile is [rows][LANES]; its lanes are columns. Both reductions assume finite similarities. The first one
+// also sums its input times 0: a sum that is not 0 tells the caller to take the slow path, which handles NaN.
 
 template <typename A>
 struct IntegerOf;

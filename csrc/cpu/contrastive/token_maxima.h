@@ -54,7 +54,7 @@ struct TokenGroup {
   int64_t start, length;  // their rows or columns, counted from those of the block; columns are whole vectors
 };
 
-// What is computed together: all images, and as many texts as are packed at a time.
+// One block of work: all images x one packed group of texts.
 struct TokenMaximaBlock {
   const TokenGroup *images, *texts;
   int64_t image_groups, text_groups;

@@ -7,12 +7,14 @@
 //   l [B, C] float32, float16 or bfloat16     labels [B] int64     log-sum-exps float32, in two terms each: the largest
 //                                                                  logit of a line and the log of the sum below it
 //
-//   kernel      reads                                           writes                                exponentials
-//   tiles       B C l                                           B C / 16 (half: / 32) + B C / 8       2 B C
-//                                                               bytes of partials
-//   finish      the partials, 2 B l                             4 B float32                           B C / 128 + B C /
-//   64 loss        32 bytes for 256 lines                          1 float32 backward    B C l, 4 B float32 for each 64
-//   rows             B C dl                                2 B C targets     2 B l, 4 B float32 2 B dl 4 B
+//   kernel     reads                           writes                                     exponentials
+//   tiles      B C l                           B C / 16 (half: / 32) + B C / 8 bytes      2 B C
+//                                              of partials
+//   finish     the partials, 2 B l             4 B float32                                B C / 128 + B C / 64
+//   loss       32 bytes for 256 lines          1 float32
+//   backward   B C l, 4 B float32 for each     B C dl                                     2 B C
+//              64 rows
+//   targets    2 B l, 4 B float32              2 B dl                                     4 B
 //
 // Bound by memory: beside its 4 (8 with backward) bytes, an element of float32 takes two exponentials. Those of half
 // precision are the approximate ones, off by 2^-21 of what they are, and take about as long as the memory does.
@@ -23,7 +25,7 @@
 // tiles left, in order; the loss of a block's lines is added up in double. loss: one block adds that up in order. No
 // atomics: the result is bitwise the same from run to run.
 //
-// backward writes what the gradient is without targets, elementwise; targets then writes the 2 B elements that are one.
+// backward writes the softmax terms of all elements; targets then overwrites the 2 B elements that are labels.
 #include "cuda/contrastive/pair_cross_entropy.h"
 
 #include <cuda_runtime_api.h>
@@ -160,7 +162,8 @@ __device__ inline void add_up(double (&sums)[SUMS]) {
 // exp(from - to); 1 for equal infinities, of which nothing has to be scaled.
 __device__ inline float scale(float from, float to) { return from == to ? 1.0f : expf(from - to); }
 
-// What a distance grows by that is counted from another largest logit; where there was none, it was counted from 0.
+// The correction of a distance when the largest logit of its line changes from `from` to `to`; none where there was no
+// largest logit yet.
 __device__ inline double moved(float from, float to) {
   return from == to || from == -infinity() ? 0.0 : double(from) - double(to);
 }

@@ -105,8 +105,8 @@ __device__ inline void walk_rows(const TokenMaxima& p, Shared& shared, const Row
   }
 }
 
-// Writes what has been found for a column; where a text begins, or goes on from the tile before, the mean over it too,
-// or what there is of it. Of the sums that are carried on, `next` is to be written and the other one read.
+// Writes the result of a column, and at the first column of a text, or of its part in this tile, the (partial) mean over
+// the text. Sums carried from tile to tile are double-buffered: write slot `next`, read the other one.
 __device__ inline void write_column(const TokenMaxima& p, Shared& shared, const RowState& state, int b, int first_text,
                                     int column, int width, int next) {
   const int64_t text = int64_t(first_text) + shared.column_text[column];

@@ -7,9 +7,9 @@
 // 256 elements of 768 channels meet the 2 x 108 blocks of an A100, for which a weight as large as the tokens, read and
 // written in half precision, is 1 / 30 of what a block moves.
 //
-// What a block keeps makes its shared memory larger, and may cost one of three blocks on a multiprocessor. With two,
-// one still computes while the other waits for memory, and what is not kept is moved again with every batch element.
-// So of what would leave room for one block only, as much is kept as leaves it for two.
+// Weight rows cached in shared memory may cost one of three resident blocks. With two resident blocks, one still computes
+// while the other waits for memory; rows that are not cached are read again for every batch element. So cache as many
+// weight rows as still allow two resident blocks per multiprocessor.
 #pragma once
 #include <cuda_runtime_api.h>
 
