@@ -111,10 +111,12 @@ def assert_close(actual: Tensor, expected: Tensor, *, roundings: float = 8.0, na
 def assert_identical(actual: Tensor, expected: Tensor, *, name: str = "") -> None:
     """Bitwise equality, NaN equal to NaN."""
     same = actual.shape == expected.shape and actual.dtype == expected.dtype
-    if not same or not torch.equal(actual.nan_to_num(0), expected.nan_to_num(0)):
+    if same and actual.is_floating_point():
+        if not torch.equal(actual.isnan(), expected.isnan()):
+            raise AssertionError(f"{name or 'result'}: NaN in different places")
+        actual, expected = (values.masked_fill(values.isnan(), 0) for values in (actual, expected))
+    if not same or not torch.equal(actual, expected):
         raise AssertionError(f"{name or 'result'}: not bitwise equal")
-    if actual.is_floating_point() and not torch.equal(actual.isnan(), expected.isnan()):
-        raise AssertionError(f"{name or 'result'}: NaN in different places")
 
 
 def gradients(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mlip_kernels.testing import FEW, assert_as_accurate
+from mlip_kernels.testing import FEW, assert_as_accurate, assert_identical
 
 DRAWS = 1000
 
@@ -49,3 +49,11 @@ def test_a_small_difference_of_large_numbers_has_the_roundings_of_those(scale, p
     else:
         with pytest.raises(AssertionError, match="exceeds"):
             assert_as_accurate(found, exact, truth, scale=scale)
+
+
+@pytest.mark.parametrize("other", [torch.finfo(torch.float32).max, -torch.inf, torch.nan, 0.0])
+def test_infinity_is_identical_to_itself_alone(other):
+    infinite = torch.tensor([1.0, torch.inf])
+    assert_identical(infinite, infinite.clone())
+    with pytest.raises(AssertionError):
+        assert_identical(infinite, torch.tensor([1.0, other]))
