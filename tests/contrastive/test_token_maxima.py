@@ -4,7 +4,6 @@ import pytest
 import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
-from torch.autograd import forward_ad
 from torch.nn.functional import normalize
 
 from mlip_kernels import token_logits, use_reference
@@ -41,21 +40,6 @@ def backward_arguments(arguments, best_text, best_image, seed=6):
     return own, (to_texts, to_images, images, text_mask, image_mask, text_share, image_share, *maps)
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
-def test_opcheck(layout, masked):
-    arguments = [None if t is None else layout(t) for t in problem(3, 5, 4, 7, 6, masked=masked)]
-    images, texts, *masks, image_weight, text_weight = arguments
-    torch.library.opcheck(FORWARD, (*arguments, False, False), test_utils="test_schema")
-    for given in backward_arguments(arguments, *FORWARD(*arguments, True, False)[2:4]):
-        torch.library.opcheck(BACKWARD, given, test_utils="test_schema")
-    learned = [leaf.requires_grad_() for leaf in (images, texts, image_weight, text_weight, torch.tensor(2.0))]
-    scaled = (*learned[:2], *masks, *learned[2:], None, 1.0, 0.5, True, True, True)
-    torch.library.opcheck(torch.ops.mlip_kernels.token_logits.default, scaled)
-    plain = (images.detach(), texts.detach(), *masks, None, None, None, None, 2.0, 0.0, False, False, False)
-    torch.library.opcheck(torch.ops.mlip_kernels.token_logits.default, plain)
-
-
 def test_what_is_not_wanted_is_not_kept():
     arguments = problem(3, 5, 4, 7, 6)
     everything = FORWARD(*arguments, True, True)
@@ -88,30 +72,6 @@ def test_maps_are_as_small_as_the_number_of_tokens_allows(count, dtype):
     assert_identical(best_image, torch.zeros(1, 1, count, dtype=torch.uint8))
     swapped = [arguments[position] for position in (1, 0, 2, 3, 5, 4)]
     assert_identical(FORWARD(*swapped, True, False)[3], torch.full((1, 1, 3), count - 1).to(dtype))
-
-
-def test_function_transforms_run_on_the_reference():
-    images, texts = random(3, 4, 5), random(2, 6, 5, seed=1)
-
-    def loss(images, texts):
-        return sum(x.square().sum() for x in token_logits(images, texts))
-
-    leaves = [images.clone().requires_grad_(), texts.clone().requires_grad_()]
-    expected = torch.autograd.grad(loss(*leaves), leaves)
-    for actual, wanted in zip(torch.func.grad(loss, (0, 1))(images, texts), expected, strict=True):
-        assert_close(actual, wanted)
-    batched = torch.func.vmap(lambda one: token_logits(one[None], texts)[0])(images)
-    assert_close(batched[:, 0], token_logits(images, texts)[0])
-
-
-def test_forward_mode_differentiates():
-    shapes = (3, 4, 5), (2, 6, 5), (3, 4, 5)
-    images, texts, tangent = (random(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate(shapes))
-    leaf = images.clone().requires_grad_()
-    with forward_ad.dual_level():
-        found = forward_ad.unpack_dual(token_logits(forward_ad.make_dual(images, tangent), texts)[0]).tangent
-    (gradient,) = torch.autograd.grad(token_logits(leaf, texts)[0].sum(), leaf)
-    assert_close(found.sum(), (gradient * tangent).sum())
 
 
 @pytest.mark.parametrize("learnable", [False, True], ids=["inference", "training"])
@@ -163,3 +123,18 @@ def test_the_reference_of_the_primitives_is_that_of_autograd():
     expected = torch.autograd.grad([per_image, per_text], leaves, own[:2])
     for actual, wanted in zip((reference.token_maxima_backward(*a) for a in (own, other)), expected, strict=True):
         assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
+def test_opcheck(layout, masked):
+    arguments = [None if t is None else layout(t) for t in problem(3, 5, 4, 7, 6, masked=masked)]
+    images, texts, *masks, image_weight, text_weight = arguments
+    torch.library.opcheck(FORWARD, (*arguments, False, False), test_utils="test_schema")
+    for given in backward_arguments(arguments, *FORWARD(*arguments, True, False)[2:4]):
+        torch.library.opcheck(BACKWARD, given, test_utils="test_schema")
+    learned = [leaf.requires_grad_() for leaf in (images, texts, image_weight, text_weight, torch.tensor(2.0))]
+    scaled = (*learned[:2], *masks, *learned[2:], None, 1.0, 0.5, True, True, True)
+    torch.library.opcheck(torch.ops.mlip_kernels.token_logits.default, scaled)
+    plain = (images.detach(), texts.detach(), *masks, None, None, None, None, 2.0, 0.0, False, False, False)
+    torch.library.opcheck(torch.ops.mlip_kernels.token_logits.default, plain)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import multiprocessing
 import weakref
 from pathlib import Path
 
@@ -274,5 +275,6 @@ def one_rank(rank, ranks, folder):
 
 
 def run(ranks, folder):
-    torch.multiprocessing.spawn(one_rank, (ranks, str(folder)), ranks)
+    multiprocessing.set_forkserver_preload([__name__])  # which imports torch once for all ranks
+    torch.multiprocessing.start_processes(one_rank, (ranks, str(folder)), ranks, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(ranks)]

@@ -17,7 +17,6 @@ from mlip_kernels.testing import (
     assert_identical,
     gradients,
     permuted,
-    threads,
     uninitialized_memory_is_nan,
 )
 
@@ -115,37 +114,6 @@ def test_padding_may_hold_anything_in_every_direction():
     assert grad.isfinite().all()
 
 
-@pytest.mark.parametrize("batch", [1, 9])
-def test_the_number_of_threads_does_not_change_a_bit(batch):
-    x, y, metric = random(batch, 301, 96), random(batch, 241, 96), metrics("similar", batch, 301, 40)
-    results = []
-    for count in (1, 2, 3):
-        with threads(count):
-            merged, size, plan = merge_tokens(x, metric, 60, guide=metric[..., 0])
-            grads = *gradients(lambda t, plan=plan: plan.merge(t)[0], [x]), *gradients(plan.unmerge, [y])
-            results.append((merged, size, plan.assignment, plan.kept, plan.removed, plan.unmerge(y), *grads))
-    for other in results[1:]:
-        for first, second in zip(results[0], other, strict=True):
-            assert_identical(first, second)
-
-
-@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
-@pytest.mark.parametrize("masked", [False, True])
-def test_operators_pass_the_checks_of_torch(masked, layout):
-    mask = layout(masks(3, 9)) if masked else None
-    metric, guide = layout(random(3, 9, 4)), layout(random(3, 9, seed=1))
-    torch.library.opcheck(OPERATORS.merging_match.default, (metric, 3, guide, 0.5, 1, mask))
-    torch.library.opcheck(OPERATORS.merging_match.default, (metric[:1], 3, None, 1.0, 2, mask[:1] if masked else None))
-    plan = merge_plan(metric, 3, mask=mask)
-    maps = [layout(t) for t in (plan.assignment, plan.kept, plan.removed)]
-    x, y = layout(random(3, 9, 5)).requires_grad_(), layout(random(3, 6, 5)).requires_grad_()
-    weight = layout(random(3, 9, seed=2).abs())
-    for size in (None, weight):
-        torch.library.opcheck(OPERATORS.merging_merge.default, (x, size, *maps, plan.mask, plan.dropped))
-        torch.library.opcheck(OPERATORS.merging_combine.default, (x, size, *maps, plan.dropped))
-        torch.library.opcheck(OPERATORS.merging_spread.default, (y, size, *maps, plan.dropped))
-
-
 def test_it_compiles_into_one_graph_with_gradients_for_any_shape():
     def loss(x, metric, mask=None):
         merged, size, plan = merge_tokens(x, metric, x.shape[1] // 4, mask=mask)
@@ -172,38 +140,6 @@ def test_it_exports_as_one_node_per_operator():
         assert names.count(f"mlip_kernels.merging_{name}.default") == 1
     for one, two in zip(program.module()(x[:2]), Merge()(x[:2]), strict=True):
         assert_identical(one, two)
-
-
-def operators_run(call):
-    """The operators of the package that a call runs."""
-    with torch.profiler.profile() as profile:
-        call()
-    return {event.name for event in profile.events() if event.name.startswith("mlip_kernels")}
-
-
-def test_use_reference_and_function_transforms_keep_away_from_the_operators():
-    x, tangent = random(2, 9, 3), random(2, 9, 3, seed=1)
-    plan = merge_plan(x, 3)
-    expected = plan.merge(tangent)[0]  # merging is linear
-    names = {"mlip_kernels::merging_match", "mlip_kernels::merging_merge"}
-    assert operators_run(lambda: merge_tokens(x, x, 3)) == names
-    with use_reference():
-        assert not operators_run(lambda: merge_tokens(x, x, 3))
-    assert not operators_run(lambda: torch.func.jvp(lambda t: plan.merge(t)[0], (x,), (tangent,)))
-    assert_close(torch.func.jvp(lambda t: plan.merge(t)[0], (x,), (tangent,))[1], expected)
-    with torch.autograd.forward_ad.dual_level():
-        dual = plan.merge(torch.autograd.forward_ad.make_dual(x, tangent))[0]
-        assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, expected)
-
-
-@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
-def test_autocast_changes_neither_dtype_nor_value(autocast):
-    x = random(2, 30, 8)
-    expected = merge_tokens(x, x, 7)
-    with torch.autocast("cpu", autocast):
-        found = merge_tokens(x, x, 7)
-    assert_identical(found[0], expected[0])
-    assert_same_plan(found[2], expected[2])
 
 
 needs_kernels = pytest.mark.skipif(LOADED["cpu"] != "ok", reason="needs the compiled CPU part: pip install .")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mlip_kernels.merging import merge_plan, merge_tokens
-from mlip_kernels.testing import TOKEN_SHAPES, assert_close, assert_identical, permuted, threads
+from mlip_kernels.testing import TOKEN_SHAPES, assert_close, assert_identical
 
 
 def cosine(a, b):
@@ -166,13 +166,6 @@ def test_a_limit_that_no_target_reaches_changes_nothing_and_one_spreads_a_flat_i
     assert plan.assignment.tolist() == [[1, 1, 2, 2, 3, 3, 4, 4, 0]]
 
 
-def test_a_limited_plan_is_one_operator_in_graphs():
-    metric = torch.randn(2, 20, 4)
-    torch.library.opcheck(torch.ops.mlip_kernels.merging_match_capped, (metric, 4, None, 1.0, 1, None, 1))
-    compiled = torch.compile(lambda m: merge_plan(m, 4, max_merges=1).assignment, fullgraph=True, backend="eager")
-    assert_identical(compiled(metric), merge_plan(metric, 4, max_merges=1).assignment)
-
-
 @pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 30), (torch.float64, 250), (torch.bfloat16, 30)])
 def test_cosine_does_not_depend_on_the_length_of_a_vector(dtype, power):
     metric = torch.randn(2, 21, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -242,27 +235,6 @@ def test_awkward_shapes(shape):
     assert float(size.sum()) == shape[0] * shape[1]
 
 
-def test_strides_and_thread_count_change_nothing():
-    generator = torch.Generator().manual_seed(3)
-    x, metric = torch.randn(5, 50, 24, generator=generator), torch.randn(5, 50, 16, generator=generator)
-    guide, mask = torch.rand(5, 50, generator=generator), torch.rand(5, 50, generator=generator) < 0.8
-    size = torch.randint(1, 5, (5, 50), generator=generator).float()
-
-    def run(change, count):
-        with threads(count):
-            options = {"size": change(size), "guide": change(guide), "mask": change(mask)}
-            return merge_tokens(change(x), change(metric), 15, **options)
-
-    merged, merged_size, plan = run(lambda t: t, 1)
-    for change in (lambda t: t, permuted, lambda t: torch.stack([t, t], -1)[..., 0]):
-        for count in (1, 2):
-            again, again_size, again_plan = run(change, count)
-            assert_identical(again, merged)
-            assert_identical(again_size, merged_size)
-            assert_identical(again_plan.assignment, plan.assignment)
-            assert_identical(again_plan.kept, plan.kept)
-
-
 def test_autocast_does_not_coarsen_the_matching():
     metric = torch.randn(4, 197, 64, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
@@ -286,38 +258,3 @@ def test_what_a_masked_token_holds_matters_to_no_other():
     assert_identical(plan.mask, plan.mask.sort(dim=1, descending=True, stable=True)[0])
     padding = x.gather(1, plan.kept[..., None].expand(-1, -1, 6))
     assert_identical(clean[~plan.mask], padding[~plan.mask])
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "words"),
-    [
-        ({"metric": [1.0]}, TypeError, "metric"),
-        ({"metric": torch.randn(2, 8)}, ValueError, "metric"),
-        ({"metric": torch.ones(2, 8, 3, dtype=torch.int64)}, TypeError, "metric"),
-        ({"metric": torch.randn(2, 0, 3)}, ValueError, "metric"),
-        ({"metric": torch.randn(2, 7, 3)}, ValueError, "metric"),
-        ({"metric": torch.randn(2, 8, 3, device="meta")}, ValueError, "metric"),
-        ({"x": torch.randn(2, 8)}, ValueError, "x"),
-        ({"r": -1}, ValueError, "r: .*-1"),
-        ({"r": 1.5}, TypeError, "r: .*float"),
-        ({"r": True}, TypeError, "r: .*bool"),
-        ({"size": torch.ones(2, 8, 1)}, ValueError, r"size: .*\[2, 8, 1\]"),
-        ({"size": torch.ones(2, 7)}, ValueError, "size"),
-        ({"size": torch.ones(2, 8, dtype=torch.bool)}, TypeError, "size"),
-        ({"size": torch.ones(2, 8, requires_grad=True)}, ValueError, "size: .*detach"),
-        ({"guide": torch.rand(2, 7)}, ValueError, "guide"),
-        ({"guide": torch.rand(2, 8, device="meta")}, ValueError, "guide"),
-        ({"guide_weight": math.nan}, ValueError, "guide_weight"),
-        ({"guide_weight": "1"}, TypeError, "guide_weight"),
-        ({"prefix_tokens": 9}, ValueError, "prefix_tokens: .*9"),
-        ({"prefix_tokens": -1}, ValueError, "prefix_tokens"),
-        ({"mask": torch.ones(2, 8)}, TypeError, "mask"),
-        ({"mask": torch.ones(2, 9, dtype=torch.bool)}, ValueError, "mask"),
-        ({"max_merges": 0}, ValueError, "max_merges: .*0"),
-        ({"max_merges": 1.5}, TypeError, "max_merges"),
-    ],
-)
-def test_bad_arguments_are_named(change, error, words):
-    arguments = {"x": torch.randn(2, 8, 4), "metric": torch.randn(2, 8, 3), "r": 2, **change}
-    with pytest.raises(error, match=f"^{words}"):
-        merge_tokens(**arguments)

@@ -16,8 +16,6 @@ from mlip_kernels.testing import (
     assert_close,
     assert_identical,
     gradients,
-    permuted,
-    threads,
     uninitialized_memory_is_nan,
 )
 
@@ -92,47 +90,10 @@ def test_the_mean_follows_the_definition(kind, reference):
             assert_close(weighted_mean(x, wide, prefix_tokens=prefix), expected)
 
 
-@pytest.mark.parametrize("reference", [False, True])
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_gradients_are_those_of_the_function(kind, reference):
-    x, weight = tokens((2, 6, 3), torch.float64).requires_grad_(), weights((2, 6, 3), kind)
-    inputs = [x] if weight is None else [x, weight.double().requires_grad_()]
-
-    def function(*arguments):
-        if reference:
-            with use_reference():
-                return weighted_mean(*arguments, prefix_tokens=1)
-        return weighted_mean(*arguments, prefix_tokens=1)
-
-    assert torch.autograd.gradcheck(function, inputs)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_weights_of_any_floating_dtype_are_widened(dtype):
     x, weight = tokens((2, 7, 4)), weights((2, 7, 4))
     assert_identical(weighted_mean(x, weight.to(dtype)), weighted_mean(x, weight))
-
-
-@pytest.mark.parametrize(
-    "prepare", [permuted, lambda x: torch.cat([x, x], 1)[:, x.shape[1] :]], ids=["permuted", "sliced"]
-)
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_strides_do_not_matter(kind, prepare):
-    x, weight = tokens((3, 7, 17)), weights((3, 7, 17), kind)
-    inputs = [x] if weight is None else [x, weight]
-    strided = [prepare(tensor) for tensor in inputs]
-    assert not all(tensor.is_contiguous() for tensor in strided)
-    assert_identical(weighted_mean(*strided), weighted_mean(*inputs))
-    leaves = [tensor.requires_grad_() for tensor in strided]
-    for found, expected in zip(
-        torch.autograd.grad(weighted_mean(*leaves).sum(), leaves), gradients_of_sum(inputs), strict=True
-    ):
-        assert_identical(found.contiguous(), expected)
-
-
-def gradients_of_sum(inputs):
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    return torch.autograd.grad(weighted_mean(*leaves).sum(), leaves)
 
 
 def test_prefix_tokens_take_no_part_whatever_they_hold():
@@ -190,32 +151,6 @@ def test_negative_weights_are_used_as_they_are():
     assert_close(weighted_mean(x, torch.tensor([[2.0, -1.0]])), torch.tensor([[-1.0]]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_number_of_threads_does_not_change_a_bit(dtype):
-    x, weight = tokens((3, 700, 130), dtype), weights((3, 700, 130), "fractions")
-    results = []
-    for count in (1, 2, 3):
-        with threads(count):
-            results.append([weighted_mean(x, weight), *gradients(weighted_mean, [x, weight])])
-    for other in results[1:]:
-        for first, second in zip(results[0], other, strict=True):
-            assert_identical(first, second)
-
-
-@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
-@pytest.mark.parametrize("kind", WEIGHTS)
-def test_operators_pass_the_checks_of_torch(kind, layout):
-    x, weight = layout(tokens((3, 7, 5))).requires_grad_(), weights((3, 7, 5), kind)
-    weight = None if weight is None else layout(weight).requires_grad_()
-    torch.library.opcheck(OPERATORS.merging_weighted_mean.default, (x, weight, 1))
-    mean, total = (t.detach() for t in OPERATORS.merging_weighted_mean(x, weight, 1))
-    known = None if weight is None else weight.detach()
-    torch.library.opcheck(OPERATORS.merging_weighted_mean_backward.default, (layout(mean), known, total, 7, 1))
-    if weight is not None:
-        arguments = (layout(mean), x.detach(), known, total, 1)
-        torch.library.opcheck(OPERATORS.merging_weighted_mean_backward_weight.default, arguments)
-
-
 def test_it_compiles_into_one_graph_with_gradients_for_any_shape():
     def loss(x, weight):
         return weighted_mean(x, weight, prefix_tokens=1).square().sum()
@@ -230,52 +165,6 @@ def test_it_compiles_into_one_graph_with_gradients_for_any_shape():
                 assert_close(actual, wanted)
 
 
-def test_it_exports_as_one_node():
-    class Pool(torch.nn.Module):
-        def forward(self, x, weight):
-            return weighted_mean(x, weight)
-
-    x, weight = tokens((2, 5, 8)), weights((2, 5, 8), "fractions")
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(Pool(), (x, weight), dynamic_shapes={"x": {0: batch}, "weight": {0: batch}})
-    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert names.count("mlip_kernels.merging_weighted_mean.default") == 1
-    assert_identical(program.module()(x, weight), weighted_mean(x, weight))
-
-
-def test_a_second_derivative_raises_and_the_reference_computes_it():
-    x = tokens((2, 5, 3)).requires_grad_()
-    (gradient,) = torch.autograd.grad(weighted_mean(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"no second derivative.*use_reference"):
-        gradient.sum().backward()
-    with use_reference():
-        (gradient,) = torch.autograd.grad(weighted_mean(x).square().sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad(gradient.sum(), x)
-    assert_close(second, torch.full_like(x, 2 / 5))
-
-
-def test_use_reference_keeps_away_from_the_operator():
-    x = tokens((2, 5, 3))
-    with torch.profiler.profile() as with_kernels:
-        weighted_mean(x)
-    with torch.profiler.profile() as profile, use_reference():
-        assert_close(weighted_mean(x), x.mean(1))
-    assert "mlip_kernels::merging_weighted_mean" in {event.name for event in with_kernels.events()}
-    assert not [event.name for event in profile.events() if event.name.startswith("mlip_kernels")]
-
-
-@pytest.mark.parametrize("reference", [False, True])
-def test_autocast_changes_neither_dtype_nor_value(reference):
-    x, weight = tokens((2, 50, 8)), weights((2, 50, 8))
-    expected = weighted_mean(x, weight)
-    with torch.autocast("cpu", torch.bfloat16):
-        if reference:
-            with use_reference():
-                assert_close(weighted_mean(x, weight), expected)
-        else:
-            assert_identical(weighted_mean(x, weight), expected)
-
-
 @pytest.mark.parametrize("learned", [False, True])
 def test_the_tokens_are_saved_only_for_the_gradient_of_the_weight(learned):
     x, weight = tokens((2, 5, 8)).requires_grad_(), weights((2, 5, 8)).requires_grad_(learned)
@@ -284,31 +173,6 @@ def test_the_tokens_are_saved_only_for_the_gradient_of_the_weight(learned):
         weighted_mean(x, weight)
     assert (x.shape in saved) == learned
     assert all(shape in (x.shape, weight.shape, x.shape[:1]) for shape in saved)
-
-
-X, W = torch.zeros(2, 3, 4), torch.zeros(2, 3)
-
-
-@pytest.mark.parametrize(
-    ("error", "message", "arguments", "options"),
-    [
-        (TypeError, "x: expected a torch.Tensor", ([1.0], None), {}),
-        (TypeError, "x: expected dtype", (X.int(), None), {}),
-        (ValueError, "x: expected .*got shape", (X[0], None), {}),
-        (ValueError, "x: expected .*N, D >= 1", (X[:, :0], None), {}),
-        (TypeError, "weight: expected a torch.Tensor", (X, 1.0), {}),
-        (TypeError, "weight: expected dtype", (X, W.bool()), {}),
-        (ValueError, "weight: expected .*got shape", (X, W[:, 1:]), {}),
-        (ValueError, "weight: expected .*got shape", (X, W[..., None]), {}),
-        (ValueError, "weight: expected device", (X, W.to("meta")), {}),
-        (TypeError, "prefix_tokens: expected an integer", (X, W), {"prefix_tokens": 1.0}),
-        (ValueError, "prefix_tokens: .*got -1", (X, W), {"prefix_tokens": -1}),
-        (ValueError, "prefix_tokens: .*got 3", (X, W), {"prefix_tokens": 3}),
-    ],
-)
-def test_bad_arguments_are_named(error, message, arguments, options):
-    with pytest.raises(error, match=message):
-        weighted_mean(*arguments, **options)
 
 
 CAPABILITY_CHECK = """

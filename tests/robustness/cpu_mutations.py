@@ -51,10 +51,11 @@ NO_DIFFERENCE = re.compile(
 )
 """Comments, directives, and lines without which results stay right: they decide on speed alone."""
 
+PROMISES = [f"tests/promises/test_{name}.py" for name in ("accuracy", "layouts", "masks", "determinism")]
 TESTS = {
-    "merging": ["tests/merging"],
-    "spectral": ["tests/spectral"],
-    "contrastive": ["tests/contrastive"],
+    "merging": ["tests/merging", *PROMISES],
+    "spectral": ["tests/spectral", *PROMISES],
+    "contrastive": ["tests/contrastive", *PROMISES],
 }
 
 THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # several campaigns may run beside each other

@@ -1,4 +1,4 @@
-"""2,000 inputs of the fuzzer, and what it has to notice. More: ``make fuzz``."""
+"""1,000 inputs of the fuzzer, and what it has to notice. More: ``make fuzz``."""
 
 import subprocess
 from pathlib import Path
@@ -8,11 +8,11 @@ import torch
 
 import mlip_kernels as mk
 from mlip_kernels.testing import threads
-from robustness import compare, fuzz, invalid
+from robustness import compare, fuzz
 from robustness.cases import OPERATORS, Case
 from robustness.draws import Draw
 
-SEED, INPUTS, BLOCK = 0, 2000, 100
+SEED, INPUTS, BLOCK = 0, 1000, 50
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +23,13 @@ def one_thread():
 
 
 @pytest.mark.parametrize("first", range(0, INPUTS, BLOCK))
-def test_every_input_is_computed_right_or_refused_by_name(first):
+def test_every_input_is_computed_right(first):
     for number in range(first, first + BLOCK):
         fuzz.check(SEED, number)
 
 
 def test_every_operator_is_drawn():
-    drawn = {Draw(f"{SEED}/{number}").choice(tuple(OPERATORS)) for number in range(0, INPUTS, 2)}
+    drawn = {Draw(f"{SEED}/{number}").choice(tuple(OPERATORS)) for number in range(INPUTS)}
     assert drawn == set(OPERATORS)
 
 
@@ -87,20 +87,6 @@ def test_a_broken_operator_is_noticed(broken, message):
     compare.run(case, Draw("0/0"))
     with pytest.raises(AssertionError, match=message):
         compare.run(case._replace(call=broken, definition=mean), Draw("0/0"))
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (lambda r: None, "was accepted"),
-        (lambda r: [][r], "IndexError"),
-        (lambda r: int("x"), "does not name it"),
-    ],
-)
-def test_an_argument_that_is_not_refused_by_name_is_noticed(function, message, monkeypatch):
-    monkeypatch.setitem(invalid.WRONG, "broken", (function, {}, {}))
-    with pytest.raises(AssertionError, match=message):
-        invalid.run("broken", "r", -1)
 
 
 def test_a_failure_says_how_to_see_it_again(monkeypatch):

@@ -76,17 +76,6 @@ def test_tiny_and_huge_tokens_have_finite_gradients():
         assert gradients(lambda x: amplitude_phase(x, eps=0.0), [x])[0].isfinite().all()
 
 
-def test_first_and_second_derivatives():
-    x = tokens(1, 8, 2).requires_grad_()
-    for part in (0, 1):
-
-        def function(x, part=part):
-            return amplitude_phase(x, prefix_tokens=1)[part][:, 1:]
-
-        assert torch.autograd.gradcheck(function, (x,))
-        assert torch.autograd.gradgradcheck(function, (x,))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_prefix_tokens_are_left_out_and_dtype_is_kept(dtype):
     x = tokens(2, 17, 3, dtype=dtype)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mlip_kernels.spectral import irfft, rfft
-from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, permuted
+from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical
 
 LENGTHS = (1, 2, 7, 8, 50, 197)
 GRIDS = ((1, 1), (1, 6), (5, 1), (2, 3), (7, 7), (7, 8), (8, 7), (13, 14), (24, 27), (32, 5))
@@ -71,22 +71,6 @@ def test_prefix_tokens_are_left_out(prefix):
             assert_identical(actual, expected)
 
 
-def test_memory_layout_does_not_matter():
-    x = tokens(2, 12, 5)
-    for options in ({"grid": (3, 4)}, {}):
-        real, imag = rfft(x, **options)
-        assert_close(torch.cat(rfft(permuted(x), **options)), torch.cat((real, imag)))
-        inverse = options or {"n": 12}
-        assert_close(irfft(permuted(real), permuted(imag), **inverse), x)
-
-
-def test_empty_batch():
-    real, imag = rfft(tokens(0, 12, 3), grid=(3, 4))
-    assert real.shape == imag.shape == (0, 3, 3, 3)
-    assert irfft(real, imag, grid=(3, 4)).shape == (0, 12, 3)
-    assert rfft(tokens(0, 12, 3))[0].shape == (0, 7, 3)
-
-
 @pytest.mark.parametrize("n", [7, 49, 196, 197, 577])
 def test_error_in_float32_is_at_most_twice_that_of_torch(n):
     x = tokens(4, n, 33, dtype=torch.float32)
@@ -96,33 +80,6 @@ def test_error_in_float32_is_at_most_twice_that_of_torch(n):
     assert_as_accurate(real, baseline.real, truth.real)
     assert_as_accurate(imag, baseline.imag, truth.imag)
     assert_as_accurate(irfft(real, imag, n=n), torch.fft.irfft(baseline, n, dim=1, norm="ortho"), x.double())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_rounded_once(dtype):
-    x = tokens(2, 56, 17, dtype=dtype)
-    halves, singles = rfft(x, grid=(7, 8)), rfft(x.float(), grid=(7, 8))
-    for half, single in zip(halves, singles, strict=True):
-        assert_identical(half, single.to(dtype))
-    widened = irfft(*(part.float() for part in halves), grid=(7, 8))
-    assert_identical(irfft(*halves, grid=(7, 8)), widened.to(dtype))
-
-
-@pytest.mark.parametrize("grid", [(2, 4), (3, 3), None])
-def test_first_and_second_derivatives(grid):
-    n, spectrum = (grid[0] * grid[1], (grid[0], grid[1] // 2 + 1)) if grid else (5, (3,))
-    x = tokens(1, 1 + n, 2).requires_grad_()
-    parts = tuple(tokens(1, *spectrum, 2, seed=seed).requires_grad_() for seed in (1, 2))
-
-    def forward(x):
-        return torch.cat(rfft(x, grid=grid, prefix_tokens=1)).sin()
-
-    def inverse(real, imag):
-        return irfft(real, imag, **({"grid": grid} if grid else {"n": n})).sin()
-
-    for function, inputs in ((forward, (x,)), (inverse, parts)):
-        assert torch.autograd.gradcheck(function, inputs)
-        assert torch.autograd.gradgradcheck(function, inputs)
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (4, 3), (5, 6)])

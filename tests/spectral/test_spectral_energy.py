@@ -7,9 +7,8 @@ import pytest
 import scipy.fft
 import torch
 
-from mlip_kernels import use_reference
 from mlip_kernels.spectral import band_energy, dct, token_energy
-from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical, gradients, permuted
+from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical
 
 BASES = ("dct", "rfft")
 AXES = ((1,), (2,), (7,), (8,), (49,), (50,), (1, 1), (1, 6), (5, 1), (3, 3), (7, 7), (7, 8), (8, 7), (12, 14))
@@ -154,35 +153,3 @@ def test_error_in_float32_is_at_most_twice_that_of_torch(grid):
 
     actual = band_energy(x, bands[:, : width // 2 + 1], grid=grid, basis="rfft")
     assert_as_accurate(actual, with_torch_fft(x), with_torch_fft(x.double()))
-
-
-@pytest.mark.parametrize("basis", BASES)
-@pytest.mark.parametrize("grid", [(2, 3), (3, 2), None])
-def test_first_and_second_derivatives(grid, basis):
-    x = tokens(2, 7, 2).requires_grad_()
-    options = {"grid": grid, "basis": basis, "prefix_tokens": 1}
-    for function in (lambda x: band_energy(x, 3, **options), lambda x: token_energy(x, 0.4, **options)):
-        assert torch.autograd.gradcheck(function, (x,))
-        with use_reference():
-            assert torch.autograd.gradcheck(function, (x,))
-            assert torch.autograd.gradgradcheck(function, (x,))
-
-
-@pytest.mark.parametrize("energy", [lambda x: band_energy(x, 3), lambda x: token_energy(x, 0.4)], ids=["band", "token"])
-def test_second_derivatives_of_the_kernels_are_refused(energy):
-    x = tokens(2, 7, 2).requires_grad_()
-    (first,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivative"):
-        first.sum().backward()
-
-
-@pytest.mark.parametrize("basis", BASES)
-def test_memory_layout_and_empty_batch(basis):
-    x = tokens(2, 12, 5)
-    options = {"grid": (3, 4), "basis": basis}
-    assert_close(band_energy(permuted(x), 3, **options), band_energy(x, 3, **options))
-    assert_close(token_energy(permuted(x), 0.5, **options), token_energy(x, 0.5, **options))
-    assert band_energy(x[:0], 3, **options).shape == (0, 3, 5)
-    assert token_energy(x[:0], 0.5, **options).shape == (0, 12)
-    (gradient,) = gradients(lambda x: token_energy(x, 0.5, **options), [x[:0]])
-    assert gradient.shape == (0, 12, 5)

@@ -200,46 +200,6 @@ def test_prefix_tokens_are_copied_bit_by_bit_or_zero():
     assert (SYNTHESIS(*spectrum, inverse_h, inverse_w, 2)[:, :2] == 0).all()
 
 
-def test_empty_batch():
-    (along_h, along_w), (inverse_h, inverse_w) = fourier(3, 4)
-    x = torch.empty(0, 13, 6)
-    assert SEPARABLE(x, None, MATRICES["reduced"](4).float(), 3, 4, 1).shape == (0, 7, 6)
-    spectrum = ANALYSIS(x, along_h, along_w, 3, 4, 1)
-    assert [part.shape for part in spectrum] == [(0, 3, 3, 6)] * 2
-    assert SYNTHESIS(*spectrum, inverse_h, inverse_w, 1).shape == (0, 13, 6)
-
-
-def test_the_number_of_threads_changes_nothing():
-    (along_h, along_w), (inverse_h, inverse_w) = fourier(14, 14)
-    cosine, x = MATRICES["dct 2"](14).float(), random(5, 197, 200)
-    results = []
-    for count in (1, 2, 2):
-        with threads(count):
-            spectrum = ANALYSIS(x, along_h, along_w, 14, 14, 1)
-            results.append((SEPARABLE(x, cosine, cosine, 14, 14, 1), *spectrum))
-            results[-1] += (SYNTHESIS(*spectrum, inverse_h, inverse_w, 1),)
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert_identical(two, one)
-
-
-@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
-def test_kernels_leave_arguments_alone_and_return_memory_of_their_own(layout):
-    def check(operator, arguments):
-        torch.library.opcheck(operator, arguments, test_utils="test_schema")
-
-    (along_h, along_w), (inverse_h, inverse_w) = fourier(3, 4)
-    x = layout(random(2, 13, 5))
-    real, imaginary = (layout(random(2, 3, 3, 5, seed=seed)) for seed in (1, 2))
-    cosine = MATRICES["dct 2"](4).float()
-    check(SEPARABLE, (x, random(2, 3), cosine.t(), 3, 4, 1))
-    check(SEPARABLE, (x, None, cosine, 3, 4, 1))
-    check(ANALYSIS, (x, along_h, along_w, 3, 4, 1))
-    check(ANALYSIS, (x, None, along_w, 3, 4, 1))
-    check(SYNTHESIS, (real, imaginary, inverse_h, inverse_w, 1))
-    check(SYNTHESIS, (real, imaginary, None, along_w.t(), 0))
-
-
 @pytest.mark.skipif(LOADED["cpu"] != "ok", reason="needs the compiled CPU part: the reference checks less")
 def test_a_direct_call_cannot_read_outside_its_tensors():
     x, matrix = random(2, 12, 5), random(4, 4)
@@ -264,3 +224,20 @@ def test_every_instruction_set(capability):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
+def test_kernels_leave_arguments_alone_and_return_memory_of_their_own(layout):
+    def check(operator, arguments):
+        torch.library.opcheck(operator, arguments, test_utils="test_schema")
+
+    (along_h, along_w), (inverse_h, inverse_w) = fourier(3, 4)
+    x = layout(random(2, 13, 5))
+    real, imaginary = (layout(random(2, 3, 3, 5, seed=seed)) for seed in (1, 2))
+    cosine = MATRICES["dct 2"](4).float()
+    check(SEPARABLE, (x, random(2, 3), cosine.t(), 3, 4, 1))
+    check(SEPARABLE, (x, None, cosine, 3, 4, 1))
+    check(ANALYSIS, (x, along_h, along_w, 3, 4, 1))
+    check(ANALYSIS, (x, None, along_w, 3, 4, 1))
+    check(SYNTHESIS, (real, imaginary, inverse_h, inverse_w, 1))
+    check(SYNTHESIS, (real, imaginary, None, along_w.t(), 0))
