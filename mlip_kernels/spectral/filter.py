@@ -150,8 +150,7 @@ class SpectralFilter(Operator):
         grid, basis, prefix_tokens = ctx.arguments
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            conjugate = weight * weight.new_tensor((1.0, -1.0)) if basis == "rfft" else weight
-            grad_x = _filter_run(grad, conjugate, grid, basis, prefix_tokens)
+            grad_x = _filter_run(grad, _conjugate(weight, basis), grid, basis, prefix_tokens)
         if ctx.needs_input_grad[1]:
             if compute_dtype(x) != ctx.wide:
                 grad, x = grad.to(ctx.wide), x.to(ctx.wide)
@@ -198,8 +197,7 @@ class SpectralFilterBackwardWeight(Operator):
         if ctx.needs_input_grad[0]:
             grad_grad = _without_prefix(x, grad_weight, grid, basis, prefix_tokens)
         if ctx.needs_input_grad[1]:
-            conjugate = grad_weight * grad_weight.new_tensor((1.0, -1.0)) if basis == "rfft" else grad_weight
-            grad_x = _without_prefix(grad, conjugate, grid, basis, prefix_tokens)
+            grad_x = _without_prefix(grad, _conjugate(grad_weight, basis), grid, basis, prefix_tokens)
         return grad_grad, grad_x
 
 
@@ -221,6 +219,13 @@ def _filtered(
     matrices = basis_matrices(tokens, *axes, grid, basis)
     weight = (weight if grid else weight.unsqueeze(0)).to(dtype)
     return filtered(tokens, weight, *matrices, *axes, prefix_tokens)
+
+
+def _conjugate(weight: Tensor, basis: str) -> Tensor:
+    if basis == "dct":
+        return weight
+    # Not new_tensor, which refuses a negative view, as of the imaginary part of a conjugate.
+    return weight * torch.tensor((1.0, -1.0), dtype=weight.dtype, device=weight.device)
 
 
 def _without_prefix(x: Tensor, weight: Tensor, grid: Grid | None, basis: str, prefix_tokens: int) -> Tensor:
