@@ -118,8 +118,13 @@ def test_what_an_operator_may_write_to_is_what_its_schema_says(emulated, launch,
         launch(*((x, n) if swap else (y, n)))
 
     monkeypatch.setattr(emulated, "_find", lambda self, name: (launcher, ""))
-    with torch.library._scoped_library("mlip_kernels", "FRAGMENT") as library:
-        library.define("stores(Tensor x, Tensor(a!) y, int n=100, bool swap=False) -> ()")
+    operators = torch.library._scoped_library("mlip_kernels", "FRAGMENT")
+    kernels = torch.library._scoped_library(
+        "mlip_kernels_cuda", "FRAGMENT"
+    )  # an operator without is not emulated itself
+    with operators as library, kernels as cuda_library:
+        for defining in (library, cuda_library):
+            defining.define("stores(Tensor x, Tensor(a!) y, int n=100, bool swap=False) -> ()")
         x, y = torch.zeros(100), torch.zeros(100)
         with emulated("cuda", 80):
             torch.ops.mlip_kernels.stores(x, y)
