@@ -104,6 +104,15 @@ def test_an_error_in_a_step_has_a_line_of_its_own(tiny, monkeypatch, capsys):
     assert lines_of(tiny, monkeypatch, capsys) == (2, ["mlip-train: error: picture.png: Input/output error"])
 
 
+@pytest.fixture
+def interruptible():
+    """A process that a shell has started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("phase", "number", "by", "left"),
     [
