@@ -139,11 +139,6 @@ def check_bands(bands: object, x: Tensor, shape: list[int], layout: str) -> tupl
     return bands, count
 
 
-def check_given(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Return where the result is to be written: nowhere in particular, or ``out``."""
-    return () if out is None else (check_out("out", out, shape, layout, inputs),)
-
-
 def check_given_pair(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return the tensors that receive real and imaginary part."""
     pair = None if isinstance(out, Tensor) else sequence_of(out)
@@ -167,8 +162,3 @@ def _share_memory(first: Tensor, second: Tensor) -> bool:
         return apart == 0 or may_overlap(first, (2, apart))
     earlier = first if first.storage_offset() < second.storage_offset() else second
     return apart <= sum(stride * (length - 1) for stride, length in zip(earlier.stride(), earlier.shape, strict=True))
-
-
-def written(result: Tensor, out: Tensor) -> Tensor:
-    """Return ``result`` in ``out``, where many operators have written it already."""
-    return out if result is out else out.copy_(result)

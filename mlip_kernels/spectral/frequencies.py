@@ -58,13 +58,3 @@ def equal_bands(axes: Sequence[int], basis: str, bands: int, *, device: torch.de
     p, q, n = _squared_radius(axes, basis, device)
     lower_edges = torch.arange(1, bands, device=device) ** 2 * (q * n**2)
     return torch.searchsorted(lower_edges, p * bands**2, right=True)
-
-
-def multiplicity(axes: Sequence[int], basis: str, *, device: torch.device) -> Tensor:
-    """How many coefficients of the whole spectrum each stands for: 2 where ``rfft`` leaves the mirror image out."""
-    shape = spectrum_shape(axes, basis)
-    if basis == "dct":
-        return torch.ones(shape, dtype=torch.float64, device=device)
-    k = torch.arange(shape[-1], device=device)
-    own_image = (k == 0) | (2 * k == axes[-1])
-    return torch.where(own_image, 1.0, 2.0).double().expand(shape)
