@@ -17,7 +17,7 @@ from mlip_kernels._arguments import (
 )
 from mlip_kernels._library import define_kernel
 from mlip_kernels._operator import Operator, define_backward
-from mlip_kernels.contrastive import plain_pair_cross_entropy as plain
+from mlip_kernels.contrastive import plain
 from mlip_kernels.merging.plain import accumulation_dtype
 
 

@@ -31,8 +31,8 @@ from mlip_kernels._arguments import (
 )
 from mlip_kernels._library import define_kernel
 from mlip_kernels._operator import Operator, define_backward, needed
-from mlip_kernels.contrastive import plain_token_logits as plain
-from mlip_kernels.contrastive.plain_token_logits import affine, in_one_dtype, index_dtype, shares
+from mlip_kernels.contrastive import plain
+from mlip_kernels.contrastive.plain import affine, in_one_dtype, index_dtype, shares
 
 
 def token_logits(

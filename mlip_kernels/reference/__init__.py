@@ -3,7 +3,7 @@
 import sys
 import warnings
 
-from mlip_kernels.contrastive import plain_token_logits as contrastive
+from mlip_kernels.contrastive import plain as contrastive
 from mlip_kernels.merging import plain as merging
 from mlip_kernels.spectral import plain as spectral
 

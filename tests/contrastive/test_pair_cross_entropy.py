@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mlip_kernels import pair_cross_entropy, use_reference
-from mlip_kernels.contrastive import plain_pair_cross_entropy as reference
+from mlip_kernels.contrastive import plain as reference
 from mlip_kernels.testing import (
     DTYPES,
     assert_as_accurate,
@@ -126,7 +126,7 @@ class Chunked(torch.autograd.Function):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("rows", "columns"), [(13, 13), (13, 29), (50, 50)])
 def test_the_reference_in_chunks_is_as_accurate_as_torch(monkeypatch, rows, columns, smoothing):
-    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", 40)  # a few rows, the last chunk shorter
+    monkeypatch.setattr(reference, "LOGITS_AT_A_TIME", 40)  # a few rows, the last chunk shorter
     both, logits = rows == columns, matrix(rows, columns, torch.float32)
     labels = torch.arange(rows) * 5 % 11  # each named by several
     options = {"labels": labels, "label_smoothing": smoothing, "directions": "both" if both else "rows"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mlip_kernels.contrastive import plain_token_logits as reference
+from mlip_kernels.contrastive import plain as reference
 from mlip_kernels.contrastive import token_logits
 from mlip_kernels.testing import assert_as_accurate, assert_close, assert_identical
 
@@ -147,7 +147,7 @@ def test_autocast_lets_dtypes_meet():
 def test_chunks_do_not_show(monkeypatch, elements):
     (image, text), options = inputs((7, 5, 4, 6, 8))
     expected = token_logits(image, text, **options)
-    monkeypatch.setattr(reference, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(reference, "SIMILARITIES_AT_A_TIME", elements)
     for actual, wanted in zip(token_logits(image, text, **options), expected, strict=True):
         assert_close(actual, wanted)
 

@@ -7,7 +7,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.nn.functional import normalize
 
 from mlip_kernels import token_logits, use_reference
-from mlip_kernels.contrastive import plain_token_logits as reference
+from mlip_kernels.contrastive import plain as reference
 from mlip_kernels.testing import assert_close, assert_identical, permuted
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default

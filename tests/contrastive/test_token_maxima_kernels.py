@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mlip_kernels._library import LOADED
-from mlip_kernels.contrastive import plain_token_logits as reference
+from mlip_kernels.contrastive import plain as reference
 from mlip_kernels.testing import (
     DTYPES,
     assert_as_accurate,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mlip_kernels import token_logits, use_reference
-from mlip_kernels.contrastive import plain_token_logits as reference
+from mlip_kernels.contrastive import plain as reference
 from mlip_kernels.testing import assert_as_accurate, assert_identical, permuted
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mlip_kernels
-from mlip_kernels.contrastive import plain_token_logits as reference
+from mlip_kernels.contrastive import plain as reference
 from mlip_kernels.testing import assert_as_accurate, assert_identical
 
 FORWARD = torch.ops.mlip_kernels.contrastive_token_maxima.default

@@ -41,7 +41,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlip_kernels.contrastive.plain_token_logits import Maxima, index_dtype
+from mlip_kernels.contrastive.plain import Maxima, index_dtype
 from mlip_kernels.triton.contrastive.launches import aligned, columns_of, contiguous, lengths, rows_of, span
 from mlip_kernels.triton.spectral.products import multiply
 
