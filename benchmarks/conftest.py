@@ -42,7 +42,7 @@ def pytest_benchmark_update_machine_info(config, machine_info) -> None:
         "torch_cuda": env.outcome(env.torch_cuda),
         "gpu": env.outcome(env.gpu),
         "triton": env.outcome(env.triton_part),
-        "parts": dict(LOADED),
+        "parts": _loading.outcomes(),
         "cpu_capability": env.outcome(env.cpu_capability),
         "threads": torch.get_num_threads(),
         "processor": env.outcome(env.processor),

@@ -333,3 +333,18 @@ def _not_dense(name: str, value: Tensor) -> TypeError:
 
 def _wrong_dtype(name: str, value: Tensor, dtypes: Sequence[torch.dtype]) -> TypeError:
     return TypeError(f"{name}: expected dtype {', '.join(map(_letters, dtypes))}, got {_letters(value.dtype)}")
+
+
+def check_grid_tokens(x: object, grid: object, prefix_tokens: object) -> tuple[Tensor, tuple[int, int] | None, int]:
+    """Return tokens, grid and prefix if the grid fits the tokens behind the prefix."""
+    tokens = check_tokens("x", x)
+    prefix = check_prefix(prefix_tokens, tokens.shape[1])
+    return tokens, check_grid(grid, tokens.shape[1] - prefix), prefix
+
+
+def check_norm(norm: object) -> str:
+    """Return the norm; ``None`` is another name for ``"backward"``, as in scipy and ``torch.fft``."""
+    if norm is None:
+        return "backward"
+    check_choice("norm", norm, ("ortho", "backward", "forward"))
+    return norm  # type: ignore[return-value]

@@ -8,7 +8,8 @@ One operator has one name, and torch's dispatcher is the switch:
 
 Schemas, references, fakes and gradients are registered from Python, so the package imports, traces and trains even
 where nothing was compiled. The CUDA C++ kernels live under the same names in a namespace of their own,
-``mlip_kernels_cuda``, so that they do not occupy the CUDA key that Triton shares with them.
+``mlip_kernels_cuda``, so that they do not occupy the CUDA key that Triton shares with them. That namespace is filled,
+and its library loaded, when an operator first runs on CUDA.
 """
 
 from __future__ import annotations
@@ -25,13 +26,55 @@ from torch._C import _after_autograd_keyset, _any_requires_grad, _AutoDispatchBe
 from torch.autograd import forward_ad
 
 from mlip_kernels import _loading, _variables
+from mlip_kernels._build_record import PARTS
 from mlip_kernels._loading import DISABLED, LOADED
-from mlip_kernels._registration import open_library, refuse_tangents, register_fake
 from mlip_kernels._tracing import refuse_onnx
+
+OPENED = "_opened_libraries"
+
+
+def open_library(namespace: str, kind: str = "DEF") -> torch.library.Library:
+    """``torch.library.Library(namespace, kind)`` for the operators of this package.
+
+    Whoever drops the package from ``sys.modules`` and imports it again defines its operators again: what the import
+    before defined goes first. Functions of that import then call the operators of the new one.
+    """
+    operators = getattr(torch.ops, namespace)
+    opened = vars(operators).setdefault(OPENED, [])
+    if kind == "DEF":
+        for library in opened:
+            _close(library)
+        opened.clear()
+    library = torch.library.Library(namespace, kind)
+    opened.append(library)
+    return library
+
+
+def _close(library: torch.library.Library) -> None:
+    """Take back definitions. A kernel that never runs keeps the dispatcher from freeing what old functions hold."""
+    kept = torch.library.Library(library.ns, "IMPL")
+    vars(getattr(torch.ops, library.ns)).setdefault("_kept_libraries", []).append(kept)
+    for name in sorted(library._op_defs):
+        key = f"{library.ns}/{name.partition('::')[2]}/PrivateUse3"
+        if key not in torch.library._impls:
+            kept.impl(name.partition("::")[2], torch.library.fallthrough_kernel, "PrivateUse3")
+    library._destroy()
+
+
+def refuse_tangents(name: str, arguments: tuple[Any, ...]) -> None:
+    """Raise if an argument has a tangent of forward-mode differentiation, which the operator ``name`` would lose."""
+    for argument in arguments:
+        if isinstance(argument, Tensor) and forward_ad.unpack_dual(argument).tangent is not None:
+            raise NotImplementedError(
+                f"mlip_kernels::{name} has no forward-mode derivative; the public functions of mlip_kernels have one,"
+                " computed by plain PyTorch"
+            )
+
 
 LIBRARY = open_library("mlip_kernels")
 CUDA_LIBRARY = open_library("mlip_kernels_cuda")
 
+_cuda_schemas: dict[str, str] = {}
 _triton_kernels: dict[str, str] = {}
 _warned: set[str] = set()
 
@@ -61,7 +104,7 @@ def define(
     if not kernels:
         LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
         return getattr(torch.ops.mlip_kernels, name).default
-    CUDA_LIBRARY.define(schema)
+    _cuda_schemas[name] = schema
     if triton is not None:
         _triton_kernels[name] = triton
 
@@ -80,7 +123,7 @@ def _trace(name: str, fake: Callable[..., Any]) -> None:
         refuse_onnx(name)
         return fake(*arguments)
 
-    register_fake(LIBRARY, name, fake_of_graphs)
+    LIBRARY.impl(name, fake_of_graphs, "Meta")
 
 
 def define_kernel(schema: str, *, reference: Callable[..., Any], triton: str | None = None) -> Any:
@@ -136,7 +179,7 @@ def define_out(name: str, *outputs: str, write: Callable[..., None] | None = Non
 
     LIBRARY.impl(name, write or compute_and_copy, "CompositeExplicitAutograd")
     LIBRARY.impl(name, note_the_change, "ADInplaceOrView", with_keyset=True)
-    register_fake(LIBRARY, name, fake)
+    LIBRARY.impl(name, fake, "Meta")
     call = getattr(torch.ops.mlip_kernels, name).default
     return call
 
@@ -189,14 +232,29 @@ def _find_triton(name: str) -> tuple[Callable[..., Any] | None, str]:
 def _find_cuda(name: str) -> tuple[Callable[..., Any] | None, str]:
     if LOADED["cuda"] != "ok":
         return None, f"the CUDA part is absent ({LOADED['cuda']})"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"mlip_kernels_cuda::{name}", "CUDA"):
+    operator = cuda_operator(name)
+    if operator is None or not torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CUDA"):
         return None, "it has no CUDA C++ kernel"
-    return getattr(torch.ops.mlip_kernels_cuda, name).default, ""
+    return operator, ""
+
+
+def has_kernels(name: str) -> bool:
+    """Whether there are kernels under the very name of an operator; others call operators that have some."""
+    return name in _cuda_schemas
+
+
+@functools.cache
+def cuda_operator(name: str) -> Any:
+    """``mlip_kernels_cuda::<name>``, defined now; None where the operator has no kernels of its own."""
+    if not has_kernels(name):
+        return None
+    CUDA_LIBRARY.define(_cuda_schemas[name])
+    return getattr(torch.ops.mlip_kernels_cuda, name).default
 
 
 def _warn_if_slow(part: str) -> None:
     """Say once per device type that the reference stands in for kernels which are absent, and how to get them."""
-    if part not in LOADED or LOADED[part] == "ok" or DISABLED or part in _warned:
+    if part not in PARTS or LOADED[part] == "ok" or DISABLED or part in _warned:
         return
     _warned.add(part)
     warnings.warn(_loading.absence(part), stacklevel=4)

@@ -17,7 +17,16 @@ PACKAGE = Path(__file__).resolve().parent
 DISABLED = _variables.flag("MLIP_KERNELS_DISABLE_EXT")
 """Whether the user asked for the reference everywhere: neither compiled parts nor Triton."""
 
-LOADED: dict[str, str] = {}
+
+class _Parts(dict[str, str]):
+    """Loads a part when somebody first asks for it: a process without a GPU never pays for the CUDA part."""
+
+    def __missing__(self, part: str) -> str:
+        self[part] = _load_part(part)
+        return self[part]
+
+
+LOADED: dict[str, str] = _Parts()
 """Compiled part (``cpu``, ``cuda``) -> ``"ok"`` or the reason why it is absent."""
 
 CAPABILITIES = ("baseline", "avx2", "avx512", "avx512_bf16")
@@ -37,7 +46,7 @@ class CPUCapability(NamedTuple):
 
 
 def load() -> None:
-    """Load the compiled parts that lie beside this file, and note why the others are absent.
+    """Load the CPU part, or note why it is absent. The CUDA part is loaded when it is first asked for.
 
     Warns of variables that nobody reads, and of a CPU capability that was asked for and is not there.
 
@@ -47,8 +56,7 @@ def load() -> None:
     _variables.check(_variables.AT_RUN_TIME)
     for said in _variables.unknown().values():
         warnings.warn(f"mlip_kernels: {said}", stacklevel=2)
-    for part in _build_record.PARTS:
-        LOADED[part] = _load_part(part)
+    LOADED["cpu"] = _load_part("cpu")
     if _variables.read("MLIP_KERNELS_CPU_CAPABILITY"):
         asked, used = cpu_capability()
         if used not in (None, asked):
@@ -57,6 +65,11 @@ def load() -> None:
                 f" package) has no more than {used}, which is used",
                 stacklevel=2,
             )
+
+
+def outcomes() -> dict[str, str]:
+    """`LOADED` for every part, each loaded by now."""
+    return {part: LOADED[part] for part in _build_record.PARTS}
 
 
 def _load_part(part: str) -> str:
@@ -78,7 +91,7 @@ def _load_part(part: str) -> str:
 def cpu_capability() -> CPUCapability:
     """The instruction set that the CPU kernels were asked to use, and the one they use."""
     asked = _variables.read("MLIP_KERNELS_CPU_CAPABILITY").replace("default", "baseline") or None
-    if LOADED.get("cpu") != "ok":
+    if LOADED["cpu"] != "ok":
         return CPUCapability(asked, None)
     number = ctypes.CDLL(str(PACKAGE / "_cpu.so")).mlip_kernels_cpu_capability()
     return CPUCapability(asked, CAPABILITIES[number])
@@ -90,11 +103,11 @@ def hidden_package() -> Path | None:
     That is how ``python -m pytest`` in a clone meets the source folder, where nothing may be compiled, rather than what
     was installed.
     """
-    for entry in () if DISABLED or "ok" in LOADED.values() else sys.path:
+    for entry in () if DISABLED or "ok" in outcomes().values() else sys.path:
         other = (Path(entry) / PACKAGE.name).resolve()
         if other != PACKAGE and (other / "__init__.py").is_file():
             record = _build_record.read(other)
-            if any(record.get(part) == "ok" and (other / f"_{part}.so").exists() for part in LOADED):
+            if any(record.get(part) == "ok" and (other / f"_{part}.so").exists() for part in _build_record.PARTS):
                 return other
     return None
 
@@ -106,7 +119,7 @@ def hiding() -> str:
         return ""
     return (
         f"mlip_kernels was imported from {PACKAGE}, where these parts are absent: "
-        + ", ".join(f"{part.upper()} ({reason})" for part, reason in LOADED.items() if reason != "ok")
+        + ", ".join(f"{part.upper()} ({reason})" for part, reason in outcomes().items() if reason != "ok")
         + f". It hides the package installed in {other}, which has them. Work in another folder, or keep the current"
         " folder off the path (run `pytest`, not `python -m pytest`; `python -P` from Python 3.11 on), or compile here"
         " too: pip install --editable ."

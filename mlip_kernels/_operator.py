@@ -22,8 +22,7 @@ from torch import Tensor
 from torch._C import _after_autograd_keyset, _any_requires_grad, _AutoDispatchBelowAutograd
 from torch.autograd import forward_ad
 
-from mlip_kernels._library import LIBRARY, define, define_out
-from mlip_kernels._registration import refuse_tangents
+from mlip_kernels._library import LIBRARY, define, define_out, refuse_tangents
 
 _asked_for_reference: ContextVar[bool] = ContextVar("mlip_kernels_use_reference", default=False)
 

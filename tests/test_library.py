@@ -10,7 +10,7 @@ import torch
 
 import mlip_kernels
 from mlip_kernels import _build_record, _library
-from mlip_kernels._library import CUDA_LIBRARY, cuda_kernel
+from mlip_kernels._library import cuda_kernel, cuda_operator
 
 NAME = "merging_weighted_mean"
 CALL_TWICE = """
@@ -115,7 +115,8 @@ def test_without_triton_auto_takes_cuda_and_without_both_the_reference(monkeypat
     monkeypatch.setitem(_library._triton_kernels, NAME, "no_such_triton:forward")
     monkeypatch.setitem(_library.LOADED, "cuda", "ok")
     monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
-    assert cuda_kernel(NAME) is torch.ops.mlip_kernels_cuda.merging_weighted_mean.default
+    assert cuda_kernel(NAME) is cuda_operator(NAME)
+    assert cuda_operator(NAME).name() == f"mlip_kernels_cuda::{NAME}"
     cuda_kernel.cache_clear()
     monkeypatch.setitem(_library.LOADED, "cuda", "not built")
     assert cuda_kernel(NAME) is None
@@ -141,4 +142,16 @@ def test_a_backend_that_was_asked_for_and_is_missing_is_an_error(monkeypatch, no
 @pytest.mark.skipif(_library.LOADED["cuda"] != "ok", reason="needs the compiled CUDA part: pip install . with nvcc")
 def test_the_cuda_part_implements_every_operator_that_triton_does():
     for name in _library._triton_kernels:
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{CUDA_LIBRARY.ns}::{name}", "CUDA"), name
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(cuda_operator(name).name(), "CUDA"), name
+
+
+def test_the_cuda_part_is_loaded_when_it_is_first_asked_for():
+    code = """
+import torch, mlip_kernels
+from mlip_kernels._loading import LOADED, outcomes
+mlip_kernels.dct(torch.ones(1, 4, 2))
+assert set(LOADED) == {"cpu"}, LOADED
+assert set(outcomes()) == set(LOADED) == {"cpu", "cuda"}, LOADED
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

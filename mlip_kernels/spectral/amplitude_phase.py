@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlip_kernels._arguments import check_number
+from mlip_kernels._arguments import check_grid_tokens, check_number
 from mlip_kernels._operator import Operator
 from mlip_kernels._tracing import hypot
-from mlip_kernels.spectral.checks import check_grid_tokens
-from mlip_kernels.spectral.constants import compute_dtype
-from mlip_kernels.spectral.matrices import Grid
+from mlip_kernels.spectral.constants import Grid, compute_dtype
 from mlip_kernels.spectral.rfft import RFFT, RFFTAdjoint
 
 

@@ -1,21 +1,34 @@
-"""Constants of the spectral family (built in float64, rounded once, remembered) and their products with tokens."""
+"""Constants of the spectral family: the transforms as matrices, frequencies as masks, and what is kept of them.
+
+A transform is one small dense matrix per axis, built in float64, rounded once and remembered. Angles are reduced, as
+integers, to an eighth of a turn on either side of 0 before the cosine is taken: every entry is right to about one
+rounding, and the sine rows of DC and Nyquist are exactly zero.
+
+Axes are ``(n,)`` for the token axis and ``(height, width)`` for the grid. With the basis ``rfft`` the last axis has
+``n // 2 + 1`` coefficients and the others are in FFT order. The normalised frequency of an axis is ``k / n`` for the
+DCT and ``2 |k| / n`` for the FFT; on a grid ``ρ = sqrt((f_h² + f_w²) / 2)``.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
 
-from mlip_kernels._registration import open_library, register_fake
-from mlip_kernels._tracing import untraced
+from mlip_kernels._library import open_library
+from mlip_kernels._tracing import number, untraced
 
 LIBRARY = open_library("mlip_kernels", "FRAGMENT")
+
+Grid = tuple[int, int]
+Matrices = tuple[Tensor | None, Tensor]
+"""``along_h``, None on the token axis, and ``along_w``."""
 
 REMEMBERED_BYTES = 128 * 2**20
 """How much memory the constants may take, on all devices together; the least recently used ones go first.
@@ -130,27 +143,34 @@ def _are_numbers(parameters: tuple) -> bool:
     return not any(isinstance(p, (torch.SymInt, torch.SymFloat)) for p in flat)
 
 
-def fetched_by_graphs(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def fetched_by_graphs(parameters: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Decorator that also defines the operator ``mlip_kernels::spectral_<name>``, the constant from memory.
 
     It returns a copy, because a compiler may write into what an operator returned once nobody else reads it.
+
+    Args:
+        parameters: those of the decorated function before ``device``, as in ``native_functions.yaml``.
     """
-    name = f"spectral_{build.__name__}"
-    schema = torch.library.infer_schema(build, mutates_args=()).replace(
-        "Device device", "Device device, ScalarType dtype"
-    )
-    LIBRARY.define(name + schema)
 
-    def fetch(*parameters: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-        hashable = tuple(tuple(p) if isinstance(p, list) else p for p in parameters)
-        return _remembered(build, hashable, device, dtype).clone()
+    def define(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = f"spectral_{build.__name__}"
+        LIBRARY.define(f"{name}({parameters}, *, Device device, ScalarType dtype) -> Tensor")
 
-    def fake(*parameters: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return build(*parameters, device=device).to(dtype)
+        def fetch(*given: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+            hashable = tuple(tuple(p) if isinstance(p, list) else p for p in given)
+            return _remembered(build, hashable, device, dtype).clone()
 
-    LIBRARY.impl(name, fetch, "CompositeExplicitAutograd")
-    register_fake(LIBRARY, name, fake)
-    return build
+        def fake(*given: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+            return build(*given, device=device).to(dtype)
+
+        LIBRARY.impl(name, fetch, "CompositeExplicitAutograd")
+        # What torch.library.register_fake does, without its costly search for the line that calls it.
+        qualified = f"{LIBRARY.ns}::{name}"
+        fakes = torch._library.simple_registry.singleton.find(qualified).fake_impl
+        LIBRARY._registration_handles.append(fakes.register(fake, qualified, lib=LIBRARY))
+        return build
+
+    return define
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -158,52 +178,201 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-class _Product(torch.autograd.Function):
-    """``matrix @ x`` that autocast does not round to half precision, neither forward nor backward.
+_INVERSE_TYPE = {1: 1, 2: 3, 3: 2, 4: 4}
+_INVERSE_NORM = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
 
-    A context around a plain matmul protects only the forward: ``torch.compile`` traces the backward under the autocast
-    of its caller, and eager mode runs it under that of ``backward()``.
+
+def waves(rows: Tensor, columns: Tensor, period: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of ``rows · columns`` (integers) times a full turn divided by ``period``."""
+    quarters = 4 * (torch.outer(rows, columns) % period)
+    nearest = (2 * quarters + period) // (2 * period)
+    angle = (quarters - nearest * period).double() / period * (math.pi / 2)
+    cosine, sine, odd = angle.cos(), angle.sin(), nearest % 2 == 1
+    cosine, sine = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
+    half_turn = nearest % 4 >= 2
+    return torch.where(half_turn, -cosine, cosine), torch.where(half_turn, -sine, sine)
+
+
+def ones_except(mask: Tensor, value: float) -> Tensor:
+    """1 in float64, and ``value`` where the mask is True."""
+    return torch.ones(mask.shape, dtype=torch.float64, device=mask.device).masked_fill(mask, value)
+
+
+def scale_of(norm: str, period: int, *, inverse: bool = False) -> float:
+    """The factor of a norm, for a transform of ``period`` points (a cosine transform mirrors its points)."""
+    if norm == "ortho":
+        return 1 / torch.sym_sqrt(period)
+    return 1 / period if (norm == "forward") != inverse else 1.0
+
+
+def inverse_of(type: int, norm: str) -> tuple[int, str]:
+    """Type and norm of the inverse DCT: 2 and 3 are each other's inverse, 1 and 4 their own, up to the norm."""
+    return _INVERSE_TYPE[type], _INVERSE_NORM[norm]
+
+
+@fetched_by_graphs("SymInt n, SymInt type, str norm")
+def dct_matrix(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[n, n]`` matrix of ``scipy.fft.dct`` of this type and norm (``ortho`` means ``orthogonalize=True``)."""
+    k = torch.arange(n, device=device)
+    both_ends = (k == 0) | (k == n - 1)
+    if type == 1:
+        period = 2 * (n - 1)
+        matrix = 2 * waves(k, k, period)[0]
+        inputs, outputs = both_ends, both_ends
+    elif type == 2:
+        period = 2 * n
+        matrix = 2 * waves(k, 2 * k + 1, 2 * period)[0]
+        inputs, outputs = k < 0, k == 0
+    elif type == 3:
+        period = 2 * n
+        matrix = 2 * waves(2 * k + 1, k, 2 * period)[0]
+        inputs, outputs = k == 0, k < 0
+    else:
+        period = 2 * n
+        matrix = 2 * waves(2 * k + 1, 2 * k + 1, 4 * period)[0]
+        inputs, outputs = k < 0, k < 0
+    if norm == "ortho":
+        root = math.sqrt(0.5)
+        matrix = ones_except(outputs, root)[:, None] * matrix * ones_except(inputs, root)
+    else:
+        matrix = matrix * ones_except(inputs, 0.5)
+    return matrix * scale_of(norm, period)
+
+
+@fetched_by_graphs("SymInt n, SymInt type, str norm")
+def idct_matrix(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
+    """The inverse of `dct_matrix`."""
+    return dct_matrix(n, *inverse_of(type, norm), device=device)
+
+
+@fetched_by_graphs("SymInt n, str norm")
+def rfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[2 (n // 2 + 1), n]``: real tokens to the real parts, then the imaginary parts, of half the spectrum."""
+    cosine, sine = waves(torch.arange(n // 2 + 1, device=device), torch.arange(n, device=device), n)
+    return torch.cat((cosine, -sine)) * scale_of(norm, n)
+
+
+@fetched_by_graphs("SymInt n, str norm")
+def irfft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[n, 2 (n // 2 + 1)]``: half a spectrum, real then imaginary parts, to real tokens.
+
+    The other half is the mirror image, so its coefficients count twice. DC and Nyquist are their own image: they
+    count once, and an imaginary part there has no effect, as their sine is 0.
     """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(matrix: Tensor, x: Tensor) -> Tensor:
-        with _no_autocast(x.device):
-            return torch.matmul(matrix, x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        (matrix,) = ctx.saved_tensors
-        with _no_autocast(gradient.device):
-            return None, torch.matmul(matrix.t(), gradient)
+    k = torch.arange(n // 2 + 1, device=device)
+    cosine, sine = waves(torch.arange(n, device=device), k, n)
+    own_image = (k == 0) | (2 * k == n)
+    return torch.cat((torch.where(own_image, cosine, 2 * cosine), -2 * sine), 1) * scale_of(norm, n, inverse=True)
 
 
-class _ProductWithTangents(_Product):
-    """`_Product` with forward-mode differentiation; ``torch.compile`` refuses functions that define it."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.save_for_forward(inputs[0])
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
-        (matrix,) = ctx.saved_tensors
-        with _no_autocast(tangent.device):
-            return torch.matmul(matrix, tangent)
+@fetched_by_graphs("SymInt n, str norm")
+def fft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[2, n, n]``: real and imaginary part of the matrix of the complex FFT."""
+    k = torch.arange(n, device=device)
+    cosine, sine = waves(k, k, n)
+    return torch.stack((cosine, -sine)) * scale_of(norm, n)
 
 
-def product(matrix: Tensor, x: Tensor) -> Tensor:
-    """``matrix @ x`` for a constant matrix ``[M, N]`` and ``x [B, N, D]``, in the dtype of both, autocast or not."""
-    return (_Product if torch.compiler.is_dynamo_compiling() else _ProductWithTangents).apply(matrix, x)
+@fetched_by_graphs("SymInt n, str norm")
+def ifft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
+    """``[2, n, n]``: real and imaginary part of the matrix of the inverse of the complex FFT."""
+    k = torch.arange(n, device=device)
+    cosine, sine = waves(k, k, n)
+    return torch.stack((cosine, sine)) * scale_of(norm, n, inverse=True)
 
 
-def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    if not torch.amp.is_autocast_available(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
+@fetched_by_graphs("SymInt n, SymInt new_n, bool rescale")
+def resize_matrix(n: int, new_n: int, rescale: bool, *, device: torch.device) -> Tensor:
+    """``[new_n, n]``: orthonormal DCT, its first ``new_n`` coefficients (or zeros behind), inverse on ``new_n``."""
+    kept = torch.sym_min(n, new_n)
+    analysis = dct_matrix(n, 2, "ortho", device=device)[:kept]
+    synthesis = dct_matrix(new_n, 3, "ortho", device=device)[:, :kept]
+    return synthesis @ analysis * (torch.sym_sqrt(new_n / n) if rescale else 1.0)
+
+
+def axes_of(x: Tensor, grid: Grid | None, prefix_tokens: int) -> Grid:
+    """Height and width: the token axis is a grid of one row."""
+    if grid:
+        return grid
+    tokens = x.shape[1]
+    return 1, (tokens if type(tokens) is int else number(tokens)) - prefix_tokens
+
+
+def cosine_matrices(
+    x: Tensor, build: Callable[..., Tensor], height: int, width: int, type: int, grid: Grid | None, norm: str
+) -> Matrices:
+    """The DCT along both axes of the grid, or along the token axis."""
+    return matrix(x, build, height, type, norm) if grid else None, matrix(x, build, width, type, norm)
+
+
+def fourier_matrices(x: Tensor, height: int, width: int, grid: Grid | None, norm: str) -> Matrices:
+    """The real FFT along rows and the complex FFT along columns."""
+    return matrix(x, fft_matrix, height, norm) if grid else None, matrix(x, rfft_matrix, width, norm)
+
+
+def basis_matrices(x: Tensor, height: int, width: int, grid: Grid | None, basis: str) -> Matrices:
+    """The orthonormal transforms: DCT of type 2, or FFT."""
+    if basis == "dct":
+        return cosine_matrices(x, dct_matrix, height, width, 2, grid, "ortho")
+    return fourier_matrices(x, height, width, grid, "ortho")
+
+
+def matrix(x: Tensor, build: Callable[..., Tensor], *parameters: object) -> Tensor:
+    """``build(*parameters)`` on the device of x, in the dtype that x is computed in."""
+    return constant(build, *parameters, device=x.device, dtype=compute_dtype(x))
+
+
+def spectrum_shape(axes: Sequence[int], basis: str) -> tuple[int, ...]:
+    """The coefficients along each axis."""
+    return (*axes[:-1], axes[-1] // 2 + 1) if basis == "rfft" else tuple(axes)
+
+
+def spectrum_layout(grid: Grid | None, basis: str, channels: str = "") -> str:
+    """The shape of a spectrum in letters."""
+    axes = ("N" if grid is None else "H, W") + (" // 2 + 1" if basis == "rfft" else "")
+    return f"[{axes}{channels}]"
+
+
+def argument_layout(grid: Grid | None, basis: str, channels: str = "") -> str:
+    """`spectrum_layout` for an error, which says that the shape is that of a call without a grid."""
+    return spectrum_layout(grid, basis, channels) + (" without a grid" if grid is None else "")
+
+
+def _numerators(axes: Sequence[int], basis: str, device: torch.device) -> list[Tensor]:
+    """Per axis ``n · f`` as integers, shaped to broadcast over the spectrum."""
+    result = []
+    for axis, (n, count) in enumerate(zip(axes, spectrum_shape(axes, basis), strict=True)):
+        k = torch.arange(count, device=device)
+        if basis == "rfft":
+            k = 2 * torch.minimum(k, n - k)
+        result.append(k.reshape([-1 if other == axis else 1 for other in range(len(axes))]))
+    return result
+
+
+def _squared_radius(axes: Sequence[int], basis: str, device: torch.device) -> tuple[Tensor, int, int]:
+    """Integers ``p``, ``q`` and ``n`` with ``ρ² = p / (q n²)``: comparisons need not round."""
+    numerators = _numerators(axes, basis, device)
+    if len(axes) == 1:
+        return numerators[0] ** 2, 1, axes[0]
+    (rows, columns), (height, width) = numerators, axes
+    return (rows * width) ** 2 + (columns * height) ** 2, 2, height * width
+
+
+def frequency_radius(axes: Sequence[int], basis: str, *, device: torch.device) -> Tensor:
+    """``ρ`` of every coefficient in float64, correctly rounded wherever it is a rational number."""
+    p, q, n = _squared_radius(axes, basis, device)
+    return (p.double() / q).sqrt() / n
+
+
+@fetched_by_graphs("SymInt[] axes, str basis, float cutoff")
+def high_pass(axes: Sequence[int], basis: str, cutoff: float, *, device: torch.device) -> Tensor:
+    """1 for every coefficient with ``ρ >= cutoff``, 0 for the others."""
+    return (frequency_radius(axes, basis, device=device) >= cutoff).double()
+
+
+@fetched_by_graphs("SymInt[] axes, str basis, SymInt bands")
+def equal_bands(axes: Sequence[int], basis: str, bands: int, *, device: torch.device) -> Tensor:
+    """The band of every coefficient: ``floor(ρ · bands)``, and ``bands - 1`` for ``ρ = 1``; exact, in integers."""
+    p, q, n = _squared_radius(axes, basis, device)
+    lower_edges = torch.arange(1, bands, device=device) ** 2 * (q * n**2)
+    return torch.searchsorted(lower_edges, p * bands**2, right=True)

@@ -7,13 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from mlip_kernels._arguments import check_out
+from mlip_kernels._arguments import check_grid_tokens, check_integer, check_norm, check_out
 from mlip_kernels._operator import Operator
 from mlip_kernels._tracing import number
 from mlip_kernels.spectral import kernels, long_axes, plain
-from mlip_kernels.spectral.checks import check_axis, check_dct_type, check_grid_tokens, check_norm
-from mlip_kernels.spectral.constants import compute_dtype, product
-from mlip_kernels.spectral.matrices import Grid, axes_of, cosine_matrices, dct_matrix, idct_matrix, matrix
+from mlip_kernels.spectral.constants import (
+    Grid,
+    axes_of,
+    compute_dtype,
+    cosine_matrices,
+    dct_matrix,
+    idct_matrix,
+    matrix,
+)
 
 
 def dct(
@@ -239,5 +245,23 @@ def _over_channels(build: Callable[..., Tensor], x: Tensor, type: int, norm: str
         tokens = along(x[:, prefix_tokens:].to(compute_dtype(x)), 2, type, norm)
     else:
         along_channels = matrix(x, build, channels, type, norm)
-        tokens = product(along_channels, x[:, prefix_tokens:].to(along_channels.dtype).mT).mT
+        tokens = plain.product(along_channels, x[:, prefix_tokens:].to(along_channels.dtype).mT).mT
     return plain.behind_prefix(x, tokens, prefix_tokens)
+
+
+def check_axis(dim: object, grid: object) -> int:
+    """Return the axis of a transform: 1, the tokens, or 2, the channels. A grid lies on the token axis."""
+    axis = check_integer("dim", dim, minimum=-2, maximum=2) % 3
+    if axis == 0:
+        raise ValueError(f"dim: expected 1 (tokens) or 2 (channels), got {dim}")
+    if grid is not None and axis != 1:
+        raise ValueError(f"dim: expected 1 where a grid is given, got {dim}")
+    return axis
+
+
+def check_dct_type(type: object, lengths: Sequence[int]) -> int:
+    """Return the type of a DCT; type 1 is defined from two points on."""
+    number = check_integer("type", type, minimum=1, maximum=4)
+    if number == 1 and min(lengths) < 2:
+        raise ValueError(f"type: 1 needs at least 2 points along each axis, got {' x '.join(map(str, lengths))}")
+    return number

@@ -9,13 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlip_kernels._arguments import check_choice, check_number
+from mlip_kernels._arguments import (
+    INTEGERS,
+    check_choice,
+    check_grid_tokens,
+    check_integer,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_tensor,
+)
 from mlip_kernels._operator import Operator, define_backward
 from mlip_kernels.spectral import kernels, long_axes, plain
-from mlip_kernels.spectral.checks import argument_layout, check_bands, check_grid_tokens, spectrum_shape
-from mlip_kernels.spectral.constants import compute_dtype, constant
-from mlip_kernels.spectral.frequencies import equal_bands, high_pass
-from mlip_kernels.spectral.matrices import Grid, axes_of, basis_matrices
+from mlip_kernels.spectral.constants import (
+    Grid,
+    argument_layout,
+    axes_of,
+    basis_matrices,
+    compute_dtype,
+    constant,
+    equal_bands,
+    high_pass,
+    spectrum_shape,
+)
+
+LARGEST_BAND_MATRIX = 2**30
+"""The most elements of the matrix ``[bands, coefficients]`` that plain PyTorch multiplies by."""
 
 
 def band_energy(
@@ -115,7 +134,7 @@ class BandEnergy(Operator):
     ) -> tuple[Any, ...]:
         x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
         check_choice("basis", basis, ("dct", "rfft"))
-        shape = spectrum_shape(x.shape[1] - prefix_tokens, grid, basis)
+        shape = spectrum_shape(grid or (x.shape[1] - prefix_tokens,), basis)
         bands, count = check_bands(bands, x, shape, argument_layout(grid, basis))
         return x, bands if isinstance(bands, Tensor) else None, grid, basis, prefix_tokens, count
 
@@ -260,3 +279,28 @@ _token_energy_backward = define_backward(
     fake=_fake_backward,
     kernels=False,
 )
+
+
+def check_bands(bands: object, x: Tensor, shape: Sequence[int], layout: str) -> tuple[int | Tensor, int]:
+    """Return the bands, as they are, and their number; for a tensor this reads its values."""
+    if isinstance(bands, Tensor) and bands.dim():
+        check_tensor("bands", bands, layout=layout, dtypes=INTEGERS)
+        check_shape("bands", bands, shape, layout)
+        if bands.device.type != "cpu":
+            check_same_device("bands", bands, "x", x)
+        if bands.device.type == "meta":
+            raise ValueError("bands: expected a tensor whose values can be read, got one on meta")
+        lowest, highest = int(bands.min()), int(bands.max())
+        if lowest < 0:
+            raise ValueError(f"bands: expected band numbers from 0 on, got {lowest}")
+        count = highest + 1
+    else:
+        bands = count = check_integer("bands", bands, minimum=1)
+    coefficients = 1
+    for length in shape:
+        coefficients *= length
+    if count * coefficients > LARGEST_BAND_MATRIX:
+        raise ValueError(
+            f"bands: expected bands * coefficients <= {LARGEST_BAND_MATRIX}, got {count} bands of {coefficients}"
+        )
+    return bands, count

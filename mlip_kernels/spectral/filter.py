@@ -9,18 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlip_kernels._arguments import check_choice, check_out
-from mlip_kernels._operator import Operator
-from mlip_kernels.spectral import kernels, long_axes, plain
-from mlip_kernels.spectral.checks import (
-    argument_layout,
-    check_filter_weight,
+from mlip_kernels._arguments import (
+    check_choice,
     check_grid_tokens,
     check_norm,
+    check_out,
+    check_same_device,
+    check_shape,
+    check_tensor,
+)
+from mlip_kernels._operator import Operator
+from mlip_kernels.spectral import kernels, long_axes, plain
+from mlip_kernels.spectral.constants import (
+    Grid,
+    argument_layout,
+    axes_of,
+    basis_matrices,
+    compute_dtype,
     spectrum_shape,
 )
-from mlip_kernels.spectral.constants import compute_dtype
-from mlip_kernels.spectral.matrices import Grid, axes_of, basis_matrices
 
 
 def spectral_filter(
@@ -101,7 +108,7 @@ class SpectralFilter(Operator):
         x, grid, prefix_tokens = check_grid_tokens(x, grid, prefix_tokens)
         check_choice("basis", basis, ("rfft", "dct"))
         pair, channels = ([2], ", D, 2") if basis == "rfft" else ([], ", D")
-        shape = [*spectrum_shape(x.shape[1] - prefix_tokens, grid, basis), x.shape[2], *pair]
+        shape = [*spectrum_shape(grid or (x.shape[1] - prefix_tokens,), basis), x.shape[2], *pair]
         weight = check_filter_weight(weight, x, shape, argument_layout(grid, basis, channels))
         check_norm(norm)  # the transforms that stand for all norms are the orthonormal ones
         return x, weight, grid, basis, prefix_tokens
@@ -179,7 +186,7 @@ class SpectralFilterBackwardWeight(Operator):
 
     @staticmethod
     def fake(grad: Tensor, x: Tensor, grid: Grid | None, basis: str, prefix_tokens: int) -> Tensor:
-        shape = [*spectrum_shape(x.shape[1] - prefix_tokens, grid, basis), x.shape[2]]
+        shape = [*spectrum_shape(grid or (x.shape[1] - prefix_tokens,), basis), x.shape[2]]
         return x.new_empty([*shape, 2] if basis == "rfft" else shape, dtype=compute_dtype(x))
 
     plain = compute
@@ -231,3 +238,11 @@ def _conjugate(weight: Tensor, basis: str) -> Tensor:
 def _without_prefix(x: Tensor, weight: Tensor, grid: Grid | None, basis: str, prefix_tokens: int) -> Tensor:
     """Filtered tokens behind a prefix of zeros: the prefix has no part in the gradient of the weight."""
     return F.pad(_filter_run(x[:, prefix_tokens:], weight, grid, basis, 0), (0, 0, prefix_tokens, 0))
+
+
+def check_filter_weight(weight: object, x: Tensor, shape: list[int], layout: str) -> Tensor:
+    """Return the weight of a filter."""
+    checked = check_tensor("weight", weight, layout=layout)
+    check_shape("weight", checked, shape, layout)
+    check_same_device("weight", checked, "x", x)
+    return checked

@@ -25,8 +25,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlip_kernels._tracing import number
-from mlip_kernels.spectral.constants import compute_dtype, constant, fetched_by_graphs, product
-from mlip_kernels.spectral.matrices import inverse_of, ones_except, scale_of, waves
+from mlip_kernels.spectral.constants import (
+    compute_dtype,
+    constant,
+    fetched_by_graphs,
+    inverse_of,
+    ones_except,
+    scale_of,
+    waves,
+)
+from mlip_kernels.spectral.plain import product
 
 LONGEST_MATRIX = 1024
 """The longest axis that is transformed by a matrix."""
@@ -45,7 +53,7 @@ def is_long(height: int, width: int) -> bool:
     return width > LONGEST_MATRIX or height > LONGEST_MATRIX
 
 
-@fetched_by_graphs
+@fetched_by_graphs("SymInt n, SymInt type, str norm")
 def cosine_factors(n: int, type: int, norm: str, *, device: torch.device) -> Tensor:
     """``[4, n]``: real and imaginary part of the factors before, then of those after the FFT, scaled by the norm."""
     k = torch.arange(n, device=device)

@@ -16,11 +16,12 @@ what returns as many tokens, and are left out of spectra.
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from mlip_kernels.spectral.constants import product
 
 
 def separable(
@@ -251,3 +252,54 @@ def band_members(bands: Tensor, count: int, height: int, width: int, like: Tenso
     named = bands.reshape(1, -1) == torch.arange(count, device=bands.device)[:, None]
     weights = multiplicity(width, like).repeat(height) if fourier else like.new_ones(bands.numel())
     return torch.where(named, weights, 0.0)
+
+
+class _Product(torch.autograd.Function):
+    """``matrix @ x`` that autocast does not round to half precision, neither forward nor backward.
+
+    A context around a plain matmul protects only the forward: ``torch.compile`` traces the backward under the autocast
+    of its caller, and eager mode runs it under that of ``backward()``.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: Tensor, x: Tensor) -> Tensor:
+        with _no_autocast(x.device):
+            return torch.matmul(matrix, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        (matrix,) = ctx.saved_tensors
+        with _no_autocast(gradient.device):
+            return None, torch.matmul(matrix.t(), gradient)
+
+
+class _ProductWithTangents(_Product):
+    """`_Product` with forward-mode differentiation; ``torch.compile`` refuses functions that define it."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, tangent: Tensor) -> Tensor:
+        (matrix,) = ctx.saved_tensors
+        with _no_autocast(tangent.device):
+            return torch.matmul(matrix, tangent)
+
+
+def product(matrix: Tensor, x: Tensor) -> Tensor:
+    """``matrix @ x`` for a constant matrix ``[M, N]`` and ``x [B, N, D]``, in the dtype of both, autocast or not."""
+    return (_Product if torch.compiler.is_dynamo_compiling() else _ProductWithTangents).apply(matrix, x)
+
+
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from mlip_kernels._arguments import check_flag, check_new_grid, check_out
+from mlip_kernels._arguments import check_flag, check_grid_tokens, check_new_grid, check_out
 from mlip_kernels._operator import Operator
 from mlip_kernels.spectral import kernels, long_axes, plain
-from mlip_kernels.spectral.checks import check_grid_tokens
-from mlip_kernels.spectral.matrices import Grid, matrix, resize_matrix
+from mlip_kernels.spectral.constants import Grid, matrix, resize_matrix
 
 
 def spectral_resize(

@@ -5,20 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mlip_kernels._arguments import check_out
+from mlip_kernels._arguments import (
+    LARGEST_SIZE,
+    check_grid_tokens,
+    check_integer,
+    check_new_grid,
+    check_norm,
+    check_out,
+    check_same_device,
+    check_shape,
+    check_tensor,
+    may_overlap,
+    sequence_of,
+)
 from mlip_kernels._operator import Operator
 from mlip_kernels.spectral import kernels, long_axes, plain
-from mlip_kernels.spectral.checks import (
-    check_given_pair,
-    check_grid_tokens,
-    check_norm,
-    check_spectrum,
+from mlip_kernels.spectral.constants import (
+    Grid,
+    axes_of,
+    compute_dtype,
+    fourier_matrices,
+    ifft_matrix,
+    irfft_matrix,
+    matrix,
     spectrum_shape,
 )
-from mlip_kernels.spectral.constants import compute_dtype
-from mlip_kernels.spectral.matrices import Grid, axes_of, fourier_matrices, ifft_matrix, irfft_matrix, matrix
 
 
 def rfft(
@@ -57,7 +71,7 @@ def rfft(
     if out is None:
         return _rfft(x, grid, norm, prefix_tokens)
     checked = x, axes, _, prefix_tokens = _check_rfft(x, grid, norm, prefix_tokens)
-    shape = [x.shape[0], *spectrum_shape(x.shape[1] - prefix_tokens, axes, "rfft"), x.shape[2]]
+    shape = [x.shape[0], *spectrum_shape(axes or (x.shape[1] - prefix_tokens,), "rfft"), x.shape[2]]
     parts = check_given_pair(out, shape, "[B, H, W // 2 + 1, D]" if axes else "[B, n // 2 + 1, D]", x)
     _rfft_into(parts, *checked)
     return parts
@@ -136,7 +150,7 @@ class RFFT(Operator):
 
     @staticmethod
     def fake(x: Tensor, grid: Grid | None, norm: str, prefix_tokens: int) -> tuple[Tensor, Tensor]:
-        shape = (x.shape[0], *spectrum_shape(x.shape[1] - prefix_tokens, grid, "rfft"), x.shape[2])
+        shape = (x.shape[0], *spectrum_shape(grid or (x.shape[1] - prefix_tokens,), "rfft"), x.shape[2])
         return x.new_empty(shape), x.new_empty(shape)
 
     @staticmethod
@@ -255,7 +269,7 @@ class InverseRFFTAdjoint(Operator):
 
     @staticmethod
     def fake(x: Tensor, n: int, grid: Grid | None, norm: str) -> tuple[Tensor, Tensor]:
-        shape = (x.shape[0], *spectrum_shape(n, grid, "rfft"), x.shape[2])
+        shape = (x.shape[0], *spectrum_shape(grid or (n,), "rfft"), x.shape[2])
         return x.new_empty(shape), x.new_empty(shape)
 
     plain = compute
@@ -302,3 +316,55 @@ def _with_rows(grid: Grid | None, real: Tensor, imag: Tensor) -> tuple[Tensor, T
 
 def _without_rows(grid: Grid | None, real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
     return (real, imag) if grid else (real.flatten(1, 2), imag.flatten(1, 2))
+
+
+def check_spectrum(real: object, imag: object, n: object, grid: object) -> tuple[Tensor, Tensor, int, Grid | None]:
+    """Return half a spectrum, the number of its tokens, and their grid."""
+    if grid is not None:
+        height, width = check_new_grid("grid", grid)
+        if n is not None:
+            raise ValueError(f"n: expected None where a grid is given, got {n!r}")
+        layout, tokens = "[B, H, W // 2 + 1, D]", height * width
+        first = check_tensor("real", real, layout=layout)
+        shape = [first.shape[0], height, width // 2 + 1, first.shape[-1]]
+    else:
+        layout = "[B, n // 2 + 1, D]"
+        first = check_tensor("real", real, layout=layout)
+        tokens = 2 * (first.shape[1] - 1) if n is None else check_integer("n", n, minimum=1, maximum=LARGEST_SIZE)
+        if tokens < 1:
+            raise ValueError(
+                f"n: expected the number of tokens, as {first.shape[1]} coefficients do not tell it, got None"
+            )
+        shape = [first.shape[0], tokens // 2 + 1, first.shape[-1]]
+    check_shape("real", first, shape, layout)
+    if first.shape[-1] < 1:
+        raise ValueError(f"real: expected {layout} with D >= 1, got shape {list(first.shape)}")
+    second = check_tensor("imag", imag, layout=layout, dtypes=(first.dtype,))
+    check_shape("imag", second, shape, layout)
+    check_same_device("imag", second, "real", first)
+    return first, second, tokens, None if grid is None else (height, width)
+
+
+def check_given_pair(out: object, shape: Sequence[int], layout: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tensors that receive real and imaginary part."""
+    pair = None if isinstance(out, Tensor) else sequence_of(out)
+    if pair is None or len(pair) != 2:
+        count = f" of {len(pair)}" if pair is not None else ""
+        raise TypeError(f"out: expected (real, imag), got a {type(out).__name__}{count}")
+    real, imag = (check_out(f"out[{i}]", part, shape, layout, inputs) for i, part in enumerate(pair))
+    if _share_memory(real, imag):
+        raise ValueError("out: expected two tensors with memory of their own, got two that share some")
+    return real, imag
+
+
+def _share_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of one shape may share an element; the two parts of a complex tensor do not."""
+    if first is second:
+        return True
+    if torch.compiler.is_compiling() or not torch._C._is_alias_of(first, second):  # type: ignore[attr-defined]
+        return False
+    apart = abs(int(first.storage_offset()) - int(second.storage_offset()))
+    if first.stride() == second.stride():
+        return apart == 0 or may_overlap(first, (2, apart))
+    earlier = first if first.storage_offset() < second.storage_offset() else second
+    return apart <= sum(stride * (length - 1) for stride, length in zip(earlier.stride(), earlier.shape, strict=True))

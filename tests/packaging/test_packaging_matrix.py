@@ -25,7 +25,7 @@ HAVE_CUDA = "ok" if NVCC else "no nvcc"
 
 CHECK = """
 import warnings, torch
-from mlip_kernels._library import LOADED
+from mlip_kernels._loading import outcomes
 import mlip_kernels
 x, weight = torch.randn(3, 50, 17), torch.rand(3, 50)
 with warnings.catch_warnings(record=True) as seen:
@@ -36,7 +36,7 @@ torch.testing.assert_close(mean, (x * weight[..., None]).sum(1) / weight.sum(1, 
 print("torch", torch.__version__)
 print("file", mlip_kernels.__file__)
 print("warnings", len([w for w in seen if "mlip_kernels" in str(w.message)]))
-for part, outcome in LOADED.items():
+for part, outcome in outcomes().items():
     print(part, outcome)
 """
 

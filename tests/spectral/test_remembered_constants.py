@@ -8,8 +8,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from mlip_kernels import spectral
 from mlip_kernels.spectral import constants
-from mlip_kernels.spectral.constants import Remembered
-from mlip_kernels.spectral.matrices import dct_matrix
+from mlip_kernels.spectral.constants import Remembered, dct_matrix
 from mlip_kernels.testing import assert_identical
 
 CPU = torch.device("cpu")

@@ -10,8 +10,7 @@ import torch
 
 from mlip_kernels._library import LOADED
 from mlip_kernels.spectral import plain as reference
-from mlip_kernels.spectral.constants import compute_dtype
-from mlip_kernels.spectral.matrices import cosine_matrices, dct_matrix, fourier_matrices
+from mlip_kernels.spectral.constants import compute_dtype, cosine_matrices, dct_matrix, fourier_matrices
 from mlip_kernels.testing import (
     DTYPES,
     assert_as_accurate,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mlip_kernels._library import LOADED
-from mlip_kernels.spectral import matrices
+from mlip_kernels.spectral import constants
 from mlip_kernels.spectral import plain as reference
 from mlip_kernels.testing import (
     DTYPES,
@@ -48,8 +48,8 @@ def wide(dtype):
 
 def fourier(height, width, dtype=torch.float32):
     """Matrices of rfft and irfft."""
-    forward = matrices.fft_matrix(height, "ortho", device=CPU), matrices.rfft_matrix(width, "ortho", device=CPU)
-    back = matrices.ifft_matrix(height, "ortho", device=CPU), matrices.irfft_matrix(width, "ortho", device=CPU)
+    forward = constants.fft_matrix(height, "ortho", device=CPU), constants.rfft_matrix(width, "ortho", device=CPU)
+    back = constants.ifft_matrix(height, "ortho", device=CPU), constants.irfft_matrix(width, "ortho", device=CPU)
     return [m.to(wide(dtype)) for m in forward], [m.to(wide(dtype)) for m in back]
 
 
@@ -76,18 +76,18 @@ def assert_accurate(operator, *arguments):
 
 def nearly_cosine(n):
     """A DCT matrix whose symmetry ends in one entry."""
-    matrix = matrices.dct_matrix(n, 2, "ortho", device=CPU)
+    matrix = constants.dct_matrix(n, 2, "ortho", device=CPU)
     matrix[-1, -1] *= 1.0001
     return matrix
 
 
 MATRICES = {
-    **{f"dct {kind}": (lambda n, kind=kind: matrices.dct_matrix(n, kind, "forward", device=CPU)) for kind in (2, 3, 4)},
-    "dct 1": lambda n: matrices.dct_matrix(max(n, 2), 1, "ortho", device=CPU)[:n, :n],
-    "rfft": lambda n: matrices.rfft_matrix(n, "backward", device=CPU),
+    **{f"dct {k}": (lambda n, kind=k: constants.dct_matrix(n, kind, "forward", device=CPU)) for k in (2, 3, 4)},
+    "dct 1": lambda n: constants.dct_matrix(max(n, 2), 1, "ortho", device=CPU)[:n, :n],
+    "rfft": lambda n: constants.rfft_matrix(n, "backward", device=CPU),
     "dense": lambda n: random(n, n, dtype=torch.float64, seed=n),
-    "enlarged": lambda n: matrices.resize_matrix(n, n + 5, True, device=CPU),
-    "reduced": lambda n: matrices.resize_matrix(n, (n + 1) // 2, False, device=CPU),
+    "enlarged": lambda n: constants.resize_matrix(n, n + 5, True, device=CPU),
+    "reduced": lambda n: constants.resize_matrix(n, (n + 1) // 2, False, device=CPU),
     "nearly a cosine": nearly_cosine,
     "zero": lambda n: torch.zeros(3, n, dtype=torch.float64),
     "two blocks": lambda n: torch.block_diag(*(random(n // 2 + i, n // 2 + i, seed=i).double() for i in (0, n % 2))),

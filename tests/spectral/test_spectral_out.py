@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mlip_kernels import spectral
-from mlip_kernels.spectral import matrices
+from mlip_kernels.spectral import constants
 from mlip_kernels.testing import assert_identical, permuted
 
 
@@ -130,12 +130,12 @@ def test_the_two_parts_of_a_complex_tensor_do_not_share_memory():
 @pytest.mark.parametrize("layout", [torch.Tensor.contiguous, permuted])
 def test_operators_pass_the_checks_of_torch(layout):
     cpu = torch.device("cpu")
-    cosine = matrices.dct_matrix(4, 2, "ortho", device=cpu).float()
-    rows, columns = matrices.rfft_matrix(4, "ortho", device=cpu).float(), random(2, 3, 3)
+    cosine = constants.dct_matrix(4, 2, "ortho", device=cpu).float()
+    rows, columns = constants.rfft_matrix(4, "ortho", device=cpu).float(), random(2, 3, 3)
     x, real, weight = layout(X), layout(SPECTRUM), layout(FOURIER)
     spectrum = [layout(torch.empty(2, 3, 3, 6)) for _ in range(2)]
     operators = torch.ops.mlip_kernels
-    hermitian = matrices.fft_matrix(3, "ortho", device=cpu).float()
+    hermitian = constants.fft_matrix(3, "ortho", device=cpu).float()
     for operator, arguments in (
         (operators.spectral_separable_out, (x, None, layout(cosine), 3, 4, 1, torch.empty_like(x))),
         (operators.spectral_analysis_out, (x, layout(columns), rows, 3, 4, 1, *spectrum)),

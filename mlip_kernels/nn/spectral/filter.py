@@ -19,7 +19,7 @@ from mlip_kernels._arguments import (
     sequence_of,
 )
 from mlip_kernels.spectral import spectral_filter
-from mlip_kernels.spectral.checks import spectrum_layout, spectrum_shape
+from mlip_kernels.spectral.constants import spectrum_layout, spectrum_shape
 
 Lengths = int | Sequence[int]
 
@@ -150,4 +150,4 @@ def _pair(grid: int | tuple[int, int]) -> tuple[int, int] | None:
 
 def _weight_shape(grid: int | tuple[int, int], basis: str, dim: int) -> list[int]:
     tokens = grid if isinstance(grid, int) else grid[0] * grid[1]
-    return [*spectrum_shape(tokens, _pair(grid), basis), dim, *([2] if basis == "rfft" else [])]
+    return [*spectrum_shape(_pair(grid) or (tokens,), basis), dim, *([2] if basis == "rfft" else [])]

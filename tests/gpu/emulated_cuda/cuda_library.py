@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 import torch
 
-import mlip_kernels._library  # noqa: F401  (defines the operators)
 from emulated_cuda.build import Step, folder, make
+from mlip_kernels import _library
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -141,10 +141,10 @@ def missing() -> str | None:
 def operator(name: str) -> tuple[Callable | None, str]:
     """What computes operator ``name`` on CPU tensors, or ``None`` and why there is nothing."""
     assert OPERATORS.loaded
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"mlip_kernels_cuda::{name}", "CPU"):
+    overload = _library.cuda_operator(name)
+    if overload is None or not torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "CPU"):
         return None, "it has no CUDA C++ kernel"
     # called under its key, not by its name, so that a dispatch mode sees what it calls but not the operator itself
-    overload = getattr(torch.ops.mlip_kernels_cuda, name).default
     return functools.partial(overload._op_dk, torch._C.DispatchKey.CPU), ""
 
 

@@ -147,8 +147,8 @@ class EmulatedCuda(TorchDispatchMode):
         name, declared = function.overloadpacket.__name__, function._schema.arguments
         rest = [kwargs.get(argument.name, argument.default_value) for argument in declared[len(args) :]]
         arguments = (*args, *rest)  # torch leaves out here what equals its default
-        if not hasattr(torch.ops.mlip_kernels_cuda, name):
-            with self:  # it has no kernel of its own, and calls those that have
+        if not _library.has_kernels(name):
+            with self:  # it calls operators that have
                 return function.redispatch(CPU, *arguments)
         if not _library.kernels_take(arguments):
             return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *arguments)

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from gates.promises import Kernel, Operator, Problem, reserves_tensor_memory
-from mlip_kernels.spectral.constants import constant
-from mlip_kernels.spectral.matrices import dct_matrix, fft_matrix, rfft_matrix
+from mlip_kernels.spectral.constants import constant, dct_matrix, fft_matrix, rfft_matrix
 
 FLOAT = 4  # bytes of a float32, which matrices, weights and partial sums are in any dtype
 OPERATORS_OF = torch.ops.mlip_kernels
