@@ -28,7 +28,7 @@ LIBRARY = open_library("mlip_kernels", "FRAGMENT")
 
 Grid = tuple[int, int]
 Matrices = tuple[Tensor | None, Tensor]
-"""``along_h``, None on the token axis, and ``along_w``."""
+"""``matrix_h``, None on the token axis, and ``matrix_w``."""
 
 REMEMBERED_BYTES = 128 * 2**20
 """How much memory the constants may take, on all devices together; the least recently used ones go first.

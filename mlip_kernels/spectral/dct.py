@@ -184,10 +184,10 @@ def _separable(
 ) -> Any:
     """The transform whose matrix along an axis is ``build(n, type, norm)``, by the kernel or by plain PyTorch."""
     height, width = axes_of(x, grid, prefix_tokens)
-    along_h, along_w = cosine_matrices(x, build, height, width, type, grid, norm)
+    matrix_h, matrix_w = cosine_matrices(x, build, height, width, type, grid, norm)
     if transposed:
-        along_h, along_w = None if along_h is None else along_h.t(), along_w.t()
-    return separable(x, along_h, along_w, height, width, prefix_tokens)
+        matrix_h, matrix_w = None if matrix_h is None else matrix_h.t(), matrix_w.t()
+    return separable(x, matrix_h, matrix_w, height, width, prefix_tokens)
 
 
 def _plain(
@@ -244,8 +244,8 @@ def _over_channels(build: Callable[..., Tensor], x: Tensor, type: int, norm: str
         along = long_axes.cosine if build is dct_matrix else long_axes.inverse_cosine
         tokens = along(x[:, prefix_tokens:].to(compute_dtype(x)), 2, type, norm)
     else:
-        along_channels = matrix(x, build, channels, type, norm)
-        tokens = plain.product(along_channels, x[:, prefix_tokens:].to(along_channels.dtype).mT).mT
+        matrix_channels = matrix(x, build, channels, type, norm)
+        tokens = plain.product(matrix_channels, x[:, prefix_tokens:].to(matrix_channels.dtype).mT).mT
     return plain.behind_prefix(x, tokens, prefix_tokens)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mlip_kernels._library import define_kernel, define_out
 from mlip_kernels.spectral import plain
 
-_MATRICES = "Tensor? along_h, Tensor along_w, SymInt height, SymInt width, SymInt prefix_tokens"
+_MATRICES = "Tensor? matrix_h, Tensor matrix_w, SymInt height, SymInt width, SymInt prefix_tokens"
 _TRITON = "mlip_kernels.triton.spectral"
 
 separable = define_kernel(
@@ -28,7 +28,7 @@ analysis = define_kernel(
     triton=f"{_TRITON}.analysis:analysis",
 )
 synthesis = define_kernel(
-    "spectral_synthesis(Tensor real, Tensor imaginary, Tensor? along_h, Tensor along_w, SymInt prefix_tokens)"
+    "spectral_synthesis(Tensor real, Tensor imaginary, Tensor? matrix_h, Tensor matrix_w, SymInt prefix_tokens)"
     " -> Tensor",
     reference=plain.synthesis,
     triton=f"{_TRITON}.synthesis:synthesis",

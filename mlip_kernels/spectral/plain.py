@@ -1,8 +1,8 @@
 """The definition of right: linear maps along the axes of a grid, given as matrices, with weights between them.
 
-Tokens ``x [B, prefix + H · W, D]`` are points of a grid with channels, H = 1 for the token axis. ``along_w`` acts on
-the points of a row, ``along_h`` on those of a column (None: nothing happens along columns). In the Fourier maps
-``along_w`` stacks real over imaginary parts, ``[2 K, W]``, and ``along_h [2, H', H]`` is complex: real, imaginary part.
+Tokens ``x [B, prefix + H · W, D]`` are points of a grid with channels, H = 1 for the token axis. ``matrix_w`` acts on
+the points of a row, ``matrix_h`` on those of a column (None: nothing happens along columns). In the Fourier maps
+``matrix_w`` stacks real over imaginary parts, ``[2 K, W]``, and ``matrix_h [2, H', H]`` is complex: real, imaginary part.
 
     separable   Y = A_h X A_wᵀ, for every channel
     analysis    Z = M_h (X R_wᵀ), complex
@@ -25,53 +25,53 @@ from torch import Tensor
 
 
 def separable(
-    x: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int, prefix_tokens: int
+    x: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int, prefix_tokens: int
 ) -> Tensor:
-    """``[B, prefix + H' · W', D]`` in the dtype of x for ``along_h [H', H]`` and ``along_w [W', W]``."""
-    tokens = _separable(x[:, prefix_tokens:].to(along_w.dtype), along_h, along_w, height, width)
+    """``[B, prefix + H' · W', D]`` in the dtype of x for ``matrix_h [H', H]`` and ``matrix_w [W', W]``."""
+    tokens = _separable(x[:, prefix_tokens:].to(matrix_w.dtype), matrix_h, matrix_w, height, width)
     return behind_prefix(x, tokens, prefix_tokens)
 
 
 def analysis(
-    x: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int, prefix_tokens: int
+    x: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int, prefix_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """Real and imaginary parts ``[B, H', K, D]`` in the dtype of x."""
-    real, imaginary = _analysis(x[:, prefix_tokens:].to(along_w.dtype), along_h, along_w, height, width)
+    real, imaginary = _analysis(x[:, prefix_tokens:].to(matrix_w.dtype), matrix_h, matrix_w, height, width)
     return real.to(x.dtype), imaginary.to(x.dtype)
 
 
-def synthesis(real: Tensor, imaginary: Tensor, along_h: Tensor | None, along_w: Tensor, prefix_tokens: int) -> Tensor:
+def synthesis(real: Tensor, imaginary: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, prefix_tokens: int) -> Tensor:
     """``[B, prefix + H' · W', D]`` in the dtype of ``real [B, H, K, D]``; the prefix tokens are 0."""
-    tokens = _synthesis(real.to(along_w.dtype), imaginary.to(along_w.dtype), along_h, along_w).to(real.dtype)
+    tokens = _synthesis(real.to(matrix_w.dtype), imaginary.to(matrix_w.dtype), matrix_h, matrix_w).to(real.dtype)
     return F.pad(tokens, (0, 0, prefix_tokens, 0)) if prefix_tokens else tokens.contiguous()
 
 
 def filtered(
-    x: Tensor, weight: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int, prefix_tokens: int
+    x: Tensor, weight: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int, prefix_tokens: int
 ) -> Tensor:
     """Tokens filtered by ``weight``, ``[H, W, D]`` (cosine) or ``[H, K, D, 2]`` (Fourier), in the matrices' dtype."""
-    tokens = _filtered(x[:, prefix_tokens:].to(along_w.dtype), weight, along_h, along_w, height, width)
+    tokens = _filtered(x[:, prefix_tokens:].to(matrix_w.dtype), weight, matrix_h, matrix_w, height, width)
     return behind_prefix(x, tokens, prefix_tokens)
 
 
 def filtered_backward_weight(
     grad: Tensor,
     x: Tensor,
-    along_h: Tensor | None,
-    along_w: Tensor,
+    matrix_h: Tensor | None,
+    matrix_w: Tensor,
     height: int,
     width: int,
     prefix_tokens: int,
     fourier: bool,
 ) -> Tensor:
     """Gradient of the weight of `filtered`, in the dtype of the matrices, summed over the batch."""
-    g, tokens = (t[:, prefix_tokens:].to(along_w.dtype) for t in (grad, x))
+    g, tokens = (t[:, prefix_tokens:].to(matrix_w.dtype) for t in (grad, x))
     if not fourier:
-        spectra = [_separable(t, along_h, along_w, height, width) for t in (g, tokens)]
+        spectra = [_separable(t, matrix_h, matrix_w, height, width) for t in (g, tokens)]
         return (spectra[0] * spectra[1]).sum(0).reshape(height, width, x.shape[2])
-    g_real, g_imaginary = _analysis(g, along_h, along_w, height, width)
-    x_real, x_imaginary = _analysis(tokens, along_h, along_w, height, width)
-    count = multiplicity(width, along_w)[:, None]
+    g_real, g_imaginary = _analysis(g, matrix_h, matrix_w, height, width)
+    x_real, x_imaginary = _analysis(tokens, matrix_h, matrix_w, height, width)
+    count = multiplicity(width, matrix_w)[:, None]
     real = (g_real * x_real + g_imaginary * x_imaginary).sum(0) * count
     imaginary = (g_imaginary * x_real - g_real * x_imaginary).sum(0) * count
     return torch.stack((real, imaginary), -1)
@@ -81,54 +81,54 @@ def band_energy(
     x: Tensor,
     bands: Tensor,
     count: int,
-    along_h: Tensor | None,
-    along_w: Tensor,
+    matrix_h: Tensor | None,
+    matrix_w: Tensor,
     height: int,
     width: int,
     prefix_tokens: int,
     fourier: bool,
 ) -> Tensor:
     """``[B, count, D]``: the squared coefficients, mirror images included, of each band in ``bands`` (int32, flat)."""
-    tokens = x[:, prefix_tokens:].to(along_w.dtype)
-    power = _power(tokens, along_h, along_w, height, width, fourier)
-    return product(band_members(bands, count, height, width, along_w, fourier), power).to(x.dtype)
+    tokens = x[:, prefix_tokens:].to(matrix_w.dtype)
+    power = _power(tokens, matrix_h, matrix_w, height, width, fourier)
+    return product(band_members(bands, count, height, width, matrix_w, fourier), power).to(x.dtype)
 
 
 def band_energy_backward(
     grad: Tensor,
     x: Tensor,
     bands: Tensor,
-    along_h: Tensor | None,
-    along_w: Tensor,
+    matrix_h: Tensor | None,
+    matrix_w: Tensor,
     height: int,
     width: int,
     prefix_tokens: int,
     fourier: bool,
 ) -> Tensor:
     """Gradient of x: twice the adjoint of the coefficients, each weighted by its band's gradient; 0 for the prefix."""
-    tokens = x[:, prefix_tokens:].to(along_w.dtype)
-    members = band_members(bands, grad.shape[1], height, width, along_w, fourier)
-    share = 2 * product(members.t(), grad.to(along_w.dtype))
-    adjoint_w = along_w.t()
+    tokens = x[:, prefix_tokens:].to(matrix_w.dtype)
+    members = band_members(bands, grad.shape[1], height, width, matrix_w, fourier)
+    share = 2 * product(members.t(), grad.to(matrix_w.dtype))
+    adjoint_w = matrix_w.t()
     if not fourier:
-        adjoint_h = None if along_h is None else along_h.t()
-        spectrum = _separable(tokens, along_h, along_w, height, width) * share
+        adjoint_h = None if matrix_h is None else matrix_h.t()
+        spectrum = _separable(tokens, matrix_h, matrix_w, height, width) * share
         grad_x = _separable(spectrum, adjoint_h, adjoint_w, height, width)
     else:
-        real, imaginary = _analysis(tokens, along_h, along_w, height, width)
+        real, imaginary = _analysis(tokens, matrix_h, matrix_w, height, width)
         share = share.reshape(real.shape)
-        grad_x = _synthesis(real * share, imaginary * share, adjoint(along_h), adjoint_w)
+        grad_x = _synthesis(real * share, imaginary * share, adjoint(matrix_h), adjoint_w)
     return F.pad(grad_x, (0, 0, prefix_tokens, 0)).to(x.dtype)
 
 
 def token_energy(
-    x: Tensor, kept: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int, prefix_tokens: int
+    x: Tensor, kept: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int, prefix_tokens: int
 ) -> Tensor:
     """``[B, N]`` in the matrices' dtype: squares, summed over D, of what the coefficients in ``kept`` make; prefix 0.
 
     ``kept`` is 1 for coefficients that stay and 0 for the others: ``[H, W]`` (cosine) or ``[H, K, 1]`` (Fourier).
     """
-    high = _kept(x[:, prefix_tokens:].to(along_w.dtype), kept, along_h, along_w, height, width)
+    high = _kept(x[:, prefix_tokens:].to(matrix_w.dtype), kept, matrix_h, matrix_w, height, width)
     return F.pad(high.square().sum(-1), (prefix_tokens, 0))
 
 
@@ -136,24 +136,24 @@ def token_energy_backward(
     grad: Tensor,
     x: Tensor,
     kept: Tensor,
-    along_h: Tensor | None,
-    along_w: Tensor,
+    matrix_h: Tensor | None,
+    matrix_w: Tensor,
     height: int,
     width: int,
     prefix_tokens: int,
 ) -> Tensor:
     """Gradient of x: the coefficients that stay form a projection P, so it is ``2 P (g · P x)``; 0 for the prefix."""
-    high = _kept(x[:, prefix_tokens:].to(along_w.dtype), kept, along_h, along_w, height, width)
-    scaled = 2 * grad[:, prefix_tokens:, None].to(along_w.dtype) * high
-    grad_x = _kept(scaled, kept, along_h, along_w, height, width)
+    high = _kept(x[:, prefix_tokens:].to(matrix_w.dtype), kept, matrix_h, matrix_w, height, width)
+    scaled = 2 * grad[:, prefix_tokens:, None].to(matrix_w.dtype) * high
+    grad_x = _kept(scaled, kept, matrix_h, matrix_w, height, width)
     return F.pad(grad_x, (0, 0, prefix_tokens, 0)).to(x.dtype)
 
 
-def adjoint(along_h: Tensor | None) -> Tensor | None:
+def adjoint(matrix_h: Tensor | None) -> Tensor | None:
     """The conjugate transpose of a complex matrix ``[2, H', H]``."""
-    if along_h is None:
+    if matrix_h is None:
         return None
-    real, imaginary = along_h
+    real, imaginary = matrix_h
     return torch.stack((real.t(), -imaginary.t()))
 
 
@@ -169,81 +169,83 @@ def behind_prefix(x: Tensor, tokens: Tensor, prefix_tokens: int) -> Tensor:
     return torch.cat((x[:, :prefix_tokens], tokens), 1) if prefix_tokens else tokens.contiguous()
 
 
-def _separable(x: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int) -> Tensor:
+def _separable(x: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int) -> Tensor:
     batch, _, channels = x.shape
-    rows = product(along_w, x.reshape(batch * height, width, channels))
-    if along_h is not None:
-        rows = product(along_h, rows.reshape(batch, height, along_w.shape[0] * channels))
-    return rows.reshape(batch, -1, channels) if batch else rows.reshape(0, _points(along_h, along_w, height), channels)
+    rows = product(matrix_w, x.reshape(batch * height, width, channels))
+    if matrix_h is not None:
+        rows = product(matrix_h, rows.reshape(batch, height, matrix_w.shape[0] * channels))
+    return (
+        rows.reshape(batch, -1, channels) if batch else rows.reshape(0, _points(matrix_h, matrix_w, height), channels)
+    )
 
 
-def _points(along_h: Tensor | None, along_w: Tensor, height: int) -> int:
-    return along_w.shape[0] * (height if along_h is None else along_h.shape[0])
+def _points(matrix_h: Tensor | None, matrix_w: Tensor, height: int) -> int:
+    return matrix_w.shape[0] * (height if matrix_h is None else matrix_h.shape[0])
 
 
-def _analysis(x: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _analysis(x: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     batch, _, channels = x.shape
-    kept = along_w.shape[0] // 2
-    if along_h is None:
+    kept = matrix_w.shape[0] // 2
+    if matrix_h is None:
         x = x.reshape(batch * height, width, channels)
         shape = (batch, height, kept, channels)
-        return product(along_w[:kept], x).reshape(shape), product(along_w[kept:], x).reshape(shape)
-    half = product(along_w, x.reshape(batch * height, width, channels)).reshape(batch, 2 * height, kept * channels)
+        return product(matrix_w[:kept], x).reshape(shape), product(matrix_w[kept:], x).reshape(shape)
+    half = product(matrix_w, x.reshape(batch * height, width, channels)).reshape(batch, 2 * height, kept * channels)
     # Rows of `half` are real and imaginary part in turn, and so are the columns of these matrices.
-    real, imaginary = along_h
+    real, imaginary = matrix_h
     to_real = torch.stack((real, -imaginary), 2).flatten(1)
     to_imaginary = torch.stack((imaginary, real), 2).flatten(1)
-    shape = (batch, along_h.shape[1], kept, channels)
+    shape = (batch, matrix_h.shape[1], kept, channels)
     return product(to_real, half).reshape(shape), product(to_imaginary, half).reshape(shape)
 
 
-def _synthesis(real: Tensor, imaginary: Tensor, along_h: Tensor | None, along_w: Tensor) -> Tensor:
+def _synthesis(real: Tensor, imaginary: Tensor, matrix_h: Tensor | None, matrix_w: Tensor) -> Tensor:
     batch, height, kept, channels = real.shape
-    if along_h is None:
+    if matrix_h is None:
         half = torch.cat((real, imaginary), 2)
     else:
         spectrum = torch.cat((real, imaginary), 1).reshape(batch, 2 * height, kept * channels)
-        cosine, sine = along_h
+        cosine, sine = matrix_h
         matrix = torch.stack((torch.cat((cosine, -sine), 1), torch.cat((sine, cosine), 1)), 1).flatten(0, 1)
-        height = along_h.shape[1]
+        height = matrix_h.shape[1]
         half = product(matrix, spectrum)
-    tokens = product(along_w, half.reshape(batch * height, 2 * kept, channels))
-    return tokens.reshape(batch, height * along_w.shape[0], channels)
+    tokens = product(matrix_w, half.reshape(batch * height, 2 * kept, channels))
+    return tokens.reshape(batch, height * matrix_w.shape[0], channels)
 
 
-def _filtered(x: Tensor, weight: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int) -> Tensor:
+def _filtered(x: Tensor, weight: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int) -> Tensor:
     if weight.dim() == 3:
-        spectrum = _separable(x, along_h, along_w, height, width) * weight.reshape(x.shape[1:])
-        return _separable(spectrum, None if along_h is None else along_h.t(), along_w.t(), height, width)
-    real, imaginary = _analysis(x, along_h, along_w, height, width)
+        spectrum = _separable(x, matrix_h, matrix_w, height, width) * weight.reshape(x.shape[1:])
+        return _separable(spectrum, None if matrix_h is None else matrix_h.t(), matrix_w.t(), height, width)
+    real, imaginary = _analysis(x, matrix_h, matrix_w, height, width)
     weight_real, weight_imaginary = weight.unbind(-1)
     return _back(
         real * weight_real - imaginary * weight_imaginary,
         real * weight_imaginary + imaginary * weight_real,
-        along_h,
-        along_w,
+        matrix_h,
+        matrix_w,
         width,
     )
 
 
-def _back(real: Tensor, imaginary: Tensor, along_h: Tensor | None, along_w: Tensor, width: int) -> Tensor:
+def _back(real: Tensor, imaginary: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, width: int) -> Tensor:
     """The inverse of an orthonormal analysis: its adjoint, mirror images counted."""
-    count = multiplicity(width, along_w)
-    return _synthesis(real, imaginary, adjoint(along_h), along_w.t() * torch.cat((count, count)))
+    count = multiplicity(width, matrix_w)
+    return _synthesis(real, imaginary, adjoint(matrix_h), matrix_w.t() * torch.cat((count, count)))
 
 
-def _kept(x: Tensor, kept: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int) -> Tensor:
+def _kept(x: Tensor, kept: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int) -> Tensor:
     if kept.dim() == 2:
-        spectrum = _separable(x, along_h, along_w, height, width) * kept.reshape(-1, 1)
-        return _separable(spectrum, None if along_h is None else along_h.t(), along_w.t(), height, width)
-    real, imaginary = _analysis(x, along_h, along_w, height, width)
-    return _back(real * kept, imaginary * kept, along_h, along_w, width)
+        spectrum = _separable(x, matrix_h, matrix_w, height, width) * kept.reshape(-1, 1)
+        return _separable(spectrum, None if matrix_h is None else matrix_h.t(), matrix_w.t(), height, width)
+    real, imaginary = _analysis(x, matrix_h, matrix_w, height, width)
+    return _back(real * kept, imaginary * kept, matrix_h, matrix_w, width)
 
 
-def _power(x: Tensor, along_h: Tensor | None, along_w: Tensor, height: int, width: int, fourier: bool) -> Tensor:
+def _power(x: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int, fourier: bool) -> Tensor:
     if not fourier:
-        return _separable(x, along_h, along_w, height, width).square()
-    real, imaginary = _analysis(x, along_h, along_w, height, width)
+        return _separable(x, matrix_h, matrix_w, height, width).square()
+    real, imaginary = _analysis(x, matrix_h, matrix_w, height, width)
     return (real.square() + imaginary.square()).flatten(1, -2)
 
 

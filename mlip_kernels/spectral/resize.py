@@ -133,7 +133,7 @@ def _separable(
     prefix_tokens: int,
     transposed: bool,
 ) -> Any:
-    along_h, along_w = (matrix(x, resize_matrix, *axis, rescale) for axis in zip(grid, new_grid, strict=True))
+    matrix_h, matrix_w = (matrix(x, resize_matrix, *axis, rescale) for axis in zip(grid, new_grid, strict=True))
     if transposed:
-        return separable(x, along_h.t(), along_w.t(), *new_grid, prefix_tokens)
-    return separable(x, along_h, along_w, *grid, prefix_tokens)
+        return separable(x, matrix_h.t(), matrix_w.t(), *new_grid, prefix_tokens)
+    return separable(x, matrix_h, matrix_w, *grid, prefix_tokens)

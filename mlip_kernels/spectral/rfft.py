@@ -183,9 +183,9 @@ class RFFTAdjoint(Operator):
     @staticmethod
     def compute(real: Tensor, imag: Tensor, tokens: int, grid: Grid | None, norm: str, prefix_tokens: int) -> Tensor:
         height, width = grid or (1, tokens - prefix_tokens)
-        along_h, along_w = fourier_matrices(real, height, width, grid, norm)
+        matrix_h, matrix_w = fourier_matrices(real, height, width, grid, norm)
         real, imag = _with_rows(grid, real, imag)
-        return kernels.synthesis(real, imag, plain.adjoint(along_h), along_w.t(), prefix_tokens)
+        return kernels.synthesis(real, imag, plain.adjoint(matrix_h), matrix_w.t(), prefix_tokens)
 
     @staticmethod
     def fake(real: Tensor, imag: Tensor, tokens: int, *arguments: Any) -> Tensor:
@@ -264,8 +264,8 @@ class InverseRFFTAdjoint(Operator):
     @staticmethod
     def compute(x: Tensor, n: int, grid: Grid | None, norm: str) -> tuple[Tensor, Tensor]:
         height, width = grid or (1, n)
-        along_h, along_w = _inverse_matrices(x, height, width, grid, norm)
-        return _without_rows(grid, *kernels.analysis(x, plain.adjoint(along_h), along_w.t(), height, width, 0))
+        matrix_h, matrix_w = _inverse_matrices(x, height, width, grid, norm)
+        return _without_rows(grid, *kernels.analysis(x, plain.adjoint(matrix_h), matrix_w.t(), height, width, 0))
 
     @staticmethod
     def fake(x: Tensor, n: int, grid: Grid | None, norm: str) -> tuple[Tensor, Tensor]:

@@ -113,33 +113,33 @@ def n_is_cheap(kind):
 @pytest.mark.parametrize("height", COMPILED)
 def test_compiled_lengths_along_both_axes(height, dtype):
     for kind in ("dct 2", "dct 3", "nearly a cosine", "dct 4"):
-        along_h, along_w = (MATRICES[kind](n).to(wide(dtype)) for n in (height, 14))
+        matrix_h, matrix_w = (MATRICES[kind](n).to(wide(dtype)) for n in (height, 14))
         x = random(2, 1 + height * 14, 83, dtype=dtype)
-        assert_accurate(SEPARABLE, x, along_h, along_w, height, 14, 1)
+        assert_accurate(SEPARABLE, x, matrix_h, matrix_w, height, 14, 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 15, 16, 17, 48, 63, 64, 83, 130, 192])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_number_of_channels(channels, dtype):
-    (along_h, along_w), (inverse_h, inverse_w) = fourier(5, 6, dtype)
+    (matrix_h, matrix_w), (inverse_h, inverse_w) = fourier(5, 6, dtype)
     x = random(2, 32, channels, dtype=dtype)
-    spectrum = reference.analysis(x, along_h, along_w, 5, 6, 2)
-    assert_accurate(SEPARABLE, x, along_h[0], along_w, 5, 6, 2)
-    assert_accurate(ANALYSIS, x, along_h, along_w, 5, 6, 2)
+    spectrum = reference.analysis(x, matrix_h, matrix_w, 5, 6, 2)
+    assert_accurate(SEPARABLE, x, matrix_h[0], matrix_w, 5, 6, 2)
+    assert_accurate(ANALYSIS, x, matrix_h, matrix_w, 5, 6, 2)
     assert_accurate(SYNTHESIS, *spectrum, inverse_h, inverse_w, 2)
 
 
 @pytest.mark.parametrize("grid", [(n, n) for n in COMPILED] + [(1, 7), (9, 1), (2, 3), (8, 14), (13, 10), (33, 5)])
 def test_fourier_maps_and_their_adjoints(grid):
     height, width = grid
-    (along_h, along_w), (inverse_h, inverse_w) = fourier(height, width)
+    (matrix_h, matrix_w), (inverse_h, inverse_w) = fourier(height, width)
     x = random(2, height * width, 35)
-    for matrix_h in (along_h, None):
-        assert_accurate(ANALYSIS, x, matrix_h, along_w, height, width, 0)
-        spectrum = reference.analysis(x, matrix_h, along_w, height, width, 0)
+    for matrix_h in (matrix_h, None):
+        assert_accurate(ANALYSIS, x, matrix_h, matrix_w, height, width, 0)
+        spectrum = reference.analysis(x, matrix_h, matrix_w, height, width, 0)
         adjoint = reference.adjoint(matrix_h)
         assert_accurate(SYNTHESIS, *spectrum, None if matrix_h is None else inverse_h, inverse_w, 0)
-        assert_accurate(SYNTHESIS, *spectrum, adjoint, along_w.t(), 0)
+        assert_accurate(SYNTHESIS, *spectrum, adjoint, matrix_w.t(), 0)
         assert_accurate(ANALYSIS, x, adjoint, inverse_w.t(), height, width, 0)
 
 
@@ -155,11 +155,11 @@ def test_results_too_large_for_the_caches(dtype):
     """They leave past the caches where rows are whole cache lines: 96 channels in either dtype, 80 in float32."""
     for channels in (80, 96):
         x = random(2**22 // (112 * channels * dtype.itemsize) + 1, 197, channels, dtype=dtype)
-        (along_h, along_w), (inverse_h, inverse_w) = fourier(14, 14)
+        (matrix_h, matrix_w), (inverse_h, inverse_w) = fourier(14, 14)
         cosine = MATRICES["dct 2"](14).float()
         assert_accurate(SEPARABLE, x, cosine, cosine, 14, 14, 1)
-        assert_accurate(ANALYSIS, x, along_h, along_w, 14, 14, 1)
-        spectrum = reference.analysis(x, along_h, along_w, 14, 14, 1)
+        assert_accurate(ANALYSIS, x, matrix_h, matrix_w, 14, 14, 1)
+        spectrum = reference.analysis(x, matrix_h, matrix_w, 14, 14, 1)
         assert_accurate(SYNTHESIS, *spectrum, inverse_h, inverse_w, 1)
 
 
@@ -171,14 +171,14 @@ def strided(x):
 
 @pytest.mark.parametrize("layout", [permuted, strided])
 def test_any_strides(layout):
-    (along_h, along_w), (inverse_h, inverse_w) = fourier(3, 4)
+    (matrix_h, matrix_w), (inverse_h, inverse_w) = fourier(3, 4)
     x = random(2, 13, 18)
-    real, imaginary = reference.analysis(x, along_h, along_w, 3, 4, 1)
+    real, imaginary = reference.analysis(x, matrix_h, matrix_w, 3, 4, 1)
     cosine = MATRICES["dct 2"](4).float()
     assert_identical(SEPARABLE(layout(x), None, permuted(cosine), 3, 4, 1), SEPARABLE(x, None, cosine, 3, 4, 1))
     for actual, expected in zip(
-        ANALYSIS(layout(x), permuted(along_h), permuted(along_w), 3, 4, 1),
-        ANALYSIS(x, along_h, along_w, 3, 4, 1),
+        ANALYSIS(layout(x), permuted(matrix_h), permuted(matrix_w), 3, 4, 1),
+        ANALYSIS(x, matrix_h, matrix_w, 3, 4, 1),
         strict=True,
     ):
         assert_identical(actual, expected)
@@ -194,8 +194,8 @@ def test_prefix_tokens_are_copied_bit_by_bit_or_zero():
     y = SEPARABLE(x, cosine[:3, :3], cosine, 3, 4, 2)
     assert_identical(y[:, :2], x[:, :2])
     assert y[:, 2:].isfinite().all()
-    (along_h, along_w), (inverse_h, inverse_w) = fourier(3, 4)
-    spectrum = ANALYSIS(x, along_h, along_w, 3, 4, 2)
+    (matrix_h, matrix_w), (inverse_h, inverse_w) = fourier(3, 4)
+    spectrum = ANALYSIS(x, matrix_h, matrix_w, 3, 4, 2)
     assert spectrum[0].isfinite().all()
     assert (SYNTHESIS(*spectrum, inverse_h, inverse_w, 2)[:, :2] == 0).all()
 
@@ -231,13 +231,13 @@ def test_kernels_leave_arguments_alone_and_return_memory_of_their_own(layout):
     def check(operator, arguments):
         torch.library.opcheck(operator, arguments, test_utils="test_schema")
 
-    (along_h, along_w), (inverse_h, inverse_w) = fourier(3, 4)
+    (matrix_h, matrix_w), (inverse_h, inverse_w) = fourier(3, 4)
     x = layout(random(2, 13, 5))
     real, imaginary = (layout(random(2, 3, 3, 5, seed=seed)) for seed in (1, 2))
     cosine = MATRICES["dct 2"](4).float()
     check(SEPARABLE, (x, random(2, 3), cosine.t(), 3, 4, 1))
     check(SEPARABLE, (x, None, cosine, 3, 4, 1))
-    check(ANALYSIS, (x, along_h, along_w, 3, 4, 1))
-    check(ANALYSIS, (x, None, along_w, 3, 4, 1))
+    check(ANALYSIS, (x, matrix_h, matrix_w, 3, 4, 1))
+    check(ANALYSIS, (x, None, matrix_w, 3, 4, 1))
     check(SYNTHESIS, (real, imaginary, inverse_h, inverse_w, 1))
-    check(SYNTHESIS, (real, imaginary, None, along_w.t(), 0))
+    check(SYNTHESIS, (real, imaginary, None, matrix_w.t(), 0))

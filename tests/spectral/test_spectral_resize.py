@@ -42,8 +42,8 @@ def test_is_one_matrix_per_axis(grid, new_grid):
         return spectral_resize(torch.eye(n, dtype=torch.float64)[None], (n, 1), (new_n, 1))[0]
 
     x = tokens(1, grid[0] * grid[1], 1)
-    along_h, along_w = (matrix(n, new_n) for n, new_n in zip(grid, new_grid, strict=True))
-    expected = along_h @ x.reshape(grid) @ along_w.T
+    matrix_h, matrix_w = (matrix(n, new_n) for n, new_n in zip(grid, new_grid, strict=True))
+    expected = matrix_h @ x.reshape(grid) @ matrix_w.T
     assert_close(spectral_resize(x, grid, new_grid).reshape(new_grid), expected)
 
 

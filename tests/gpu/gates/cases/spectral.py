@@ -31,8 +31,8 @@ def orthonormal(build: object, n: int) -> Tensor:
 
 def matrices(p: Problem) -> tuple:
     """Along H (None on the token axis), along W, and the sizes, as every primitive takes them."""
-    along_h = orthonormal(fft_matrix if p.fourier else dct_matrix, p.H) if p.H > 1 else None
-    return along_h, orthonormal(rfft_matrix if p.fourier else dct_matrix, p.W), p.H, p.W, p.prefix
+    matrix_h = orthonormal(fft_matrix if p.fourier else dct_matrix, p.H) if p.H > 1 else None
+    return matrix_h, orthonormal(rfft_matrix if p.fourier else dct_matrix, p.W), p.H, p.W, p.prefix
 
 
 def points(p: Problem) -> int:
@@ -70,9 +70,9 @@ def kept(p: Problem) -> Tensor:
 
 def one_way(p: Problem) -> int:
     """Multiply-adds of a transform."""
-    along_w = points(p) * p.D * (2 * frequencies(p) if p.fourier else p.W)
-    along_h = p.B * p.D * (4 if p.fourier else 1) * p.H * p.H * frequencies(p) if p.H > 1 else 0
-    return along_w + along_h
+    matrix_w = points(p) * p.D * (2 * frequencies(p) if p.fourier else p.W)
+    matrix_h = p.B * p.D * (4 if p.fourier else 1) * p.H * p.H * frequencies(p) if p.H > 1 else 0
+    return matrix_w + matrix_h
 
 
 def there_and_back(p: Problem) -> int:
