@@ -284,9 +284,9 @@ def ifft_matrix(n: int, norm: str, *, device: torch.device) -> Tensor:
 @fetched_by_graphs("SymInt n, SymInt new_n, bool rescale")
 def resize_matrix(n: int, new_n: int, rescale: bool, *, device: torch.device) -> Tensor:
     """``[new_n, n]``: orthonormal DCT, its first ``new_n`` coefficients (or zeros behind), inverse on ``new_n``."""
-    kept = torch.sym_min(n, new_n)
-    analysis = dct_matrix(n, 2, "ortho", device=device)[:kept]
-    synthesis = dct_matrix(new_n, 3, "ortho", device=device)[:, :kept]
+    common = torch.sym_min(n, new_n)
+    analysis = dct_matrix(n, 2, "ortho", device=device)[:common]
+    synthesis = dct_matrix(new_n, 3, "ortho", device=device)[:, :common]
     return synthesis @ analysis * (torch.sym_sqrt(new_n / n) if rescale else 1.0)
 
 

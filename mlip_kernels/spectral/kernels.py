@@ -54,12 +54,12 @@ band_energy_backward = define_kernel(
     triton=f"{_TRITON}.band_energy:band_energy_backward",
 )
 token_energy = define_kernel(
-    f"spectral_token_energy(Tensor x, Tensor kept, {_MATRICES}) -> Tensor",
+    f"spectral_token_energy(Tensor x, Tensor frequency_mask, {_MATRICES}) -> Tensor",
     reference=plain.token_energy,
     triton=f"{_TRITON}.token_energy:token_energy",
 )
 token_energy_backward = define_kernel(
-    f"spectral_token_energy_backward(Tensor grad, Tensor x, Tensor kept, {_MATRICES}) -> Tensor",
+    f"spectral_token_energy_backward(Tensor grad, Tensor x, Tensor frequency_mask, {_MATRICES}) -> Tensor",
     reference=plain.token_energy_backward,
     triton=f"{_TRITON}.token_energy:token_energy_backward",
 )

@@ -122,20 +122,26 @@ def band_energy_backward(
 
 
 def token_energy(
-    x: Tensor, kept: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int, prefix_tokens: int
+    x: Tensor,
+    frequency_mask: Tensor,
+    matrix_h: Tensor | None,
+    matrix_w: Tensor,
+    height: int,
+    width: int,
+    prefix_tokens: int,
 ) -> Tensor:
-    """``[B, N]`` in the matrices' dtype: squares, summed over D, of what the coefficients in ``kept`` make; prefix 0.
+    """``[B, N]`` in the matrices' dtype: squares, summed over D, of what the coefficients in ``frequency_mask`` make; prefix 0.
 
-    ``kept`` is 1 for coefficients that stay and 0 for the others: ``[H, W]`` (cosine) or ``[H, K, 1]`` (Fourier).
+    ``frequency_mask`` is 1 for coefficients that stay and 0 for the others: ``[H, W]`` (cosine) or ``[H, K, 1]`` (Fourier).
     """
-    high = _kept(x[:, prefix_tokens:].to(matrix_w.dtype), kept, matrix_h, matrix_w, height, width)
+    high = _high_pass(x[:, prefix_tokens:].to(matrix_w.dtype), frequency_mask, matrix_h, matrix_w, height, width)
     return F.pad(high.square().sum(-1), (prefix_tokens, 0))
 
 
 def token_energy_backward(
     grad: Tensor,
     x: Tensor,
-    kept: Tensor,
+    frequency_mask: Tensor,
     matrix_h: Tensor | None,
     matrix_w: Tensor,
     height: int,
@@ -143,9 +149,9 @@ def token_energy_backward(
     prefix_tokens: int,
 ) -> Tensor:
     """Gradient of x: the coefficients that stay form a projection P, so it is ``2 P (g · P x)``; 0 for the prefix."""
-    high = _kept(x[:, prefix_tokens:].to(matrix_w.dtype), kept, matrix_h, matrix_w, height, width)
+    high = _high_pass(x[:, prefix_tokens:].to(matrix_w.dtype), frequency_mask, matrix_h, matrix_w, height, width)
     scaled = 2 * grad[:, prefix_tokens:, None].to(matrix_w.dtype) * high
-    grad_x = _kept(scaled, kept, matrix_h, matrix_w, height, width)
+    grad_x = _high_pass(scaled, frequency_mask, matrix_h, matrix_w, height, width)
     return F.pad(grad_x, (0, 0, prefix_tokens, 0)).to(x.dtype)
 
 
@@ -185,31 +191,31 @@ def _points(matrix_h: Tensor | None, matrix_w: Tensor, height: int) -> int:
 
 def _analysis(x: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     batch, _, channels = x.shape
-    kept = matrix_w.shape[0] // 2
+    bins = matrix_w.shape[0] // 2
     if matrix_h is None:
         x = x.reshape(batch * height, width, channels)
-        shape = (batch, height, kept, channels)
-        return product(matrix_w[:kept], x).reshape(shape), product(matrix_w[kept:], x).reshape(shape)
-    half = product(matrix_w, x.reshape(batch * height, width, channels)).reshape(batch, 2 * height, kept * channels)
+        shape = (batch, height, bins, channels)
+        return product(matrix_w[:bins], x).reshape(shape), product(matrix_w[bins:], x).reshape(shape)
+    half = product(matrix_w, x.reshape(batch * height, width, channels)).reshape(batch, 2 * height, bins * channels)
     # Rows of `half` are real and imaginary part in turn, and so are the columns of these matrices.
     real, imaginary = matrix_h
     to_real = torch.stack((real, -imaginary), 2).flatten(1)
     to_imaginary = torch.stack((imaginary, real), 2).flatten(1)
-    shape = (batch, matrix_h.shape[1], kept, channels)
+    shape = (batch, matrix_h.shape[1], bins, channels)
     return product(to_real, half).reshape(shape), product(to_imaginary, half).reshape(shape)
 
 
 def _synthesis(real: Tensor, imaginary: Tensor, matrix_h: Tensor | None, matrix_w: Tensor) -> Tensor:
-    batch, height, kept, channels = real.shape
+    batch, height, bins, channels = real.shape
     if matrix_h is None:
         half = torch.cat((real, imaginary), 2)
     else:
-        spectrum = torch.cat((real, imaginary), 1).reshape(batch, 2 * height, kept * channels)
+        spectrum = torch.cat((real, imaginary), 1).reshape(batch, 2 * height, bins * channels)
         cosine, sine = matrix_h
         matrix = torch.stack((torch.cat((cosine, -sine), 1), torch.cat((sine, cosine), 1)), 1).flatten(0, 1)
         height = matrix_h.shape[1]
         half = product(matrix, spectrum)
-    tokens = product(matrix_w, half.reshape(batch * height, 2 * kept, channels))
+    tokens = product(matrix_w, half.reshape(batch * height, 2 * bins, channels))
     return tokens.reshape(batch, height * matrix_w.shape[0], channels)
 
 
@@ -234,12 +240,14 @@ def _back(real: Tensor, imaginary: Tensor, matrix_h: Tensor | None, matrix_w: Te
     return _synthesis(real, imaginary, adjoint(matrix_h), matrix_w.t() * torch.cat((count, count)))
 
 
-def _kept(x: Tensor, kept: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int) -> Tensor:
-    if kept.dim() == 2:
-        spectrum = _separable(x, matrix_h, matrix_w, height, width) * kept.reshape(-1, 1)
+def _high_pass(
+    x: Tensor, frequency_mask: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int
+) -> Tensor:
+    if frequency_mask.dim() == 2:
+        spectrum = _separable(x, matrix_h, matrix_w, height, width) * frequency_mask.reshape(-1, 1)
         return _separable(spectrum, None if matrix_h is None else matrix_h.t(), matrix_w.t(), height, width)
     real, imaginary = _analysis(x, matrix_h, matrix_w, height, width)
-    return _back(real * kept, imaginary * kept, matrix_h, matrix_w, width)
+    return _back(real * frequency_mask, imaginary * frequency_mask, matrix_h, matrix_w, width)
 
 
 def _power(x: Tensor, matrix_h: Tensor | None, matrix_w: Tensor, height: int, width: int, fourier: bool) -> Tensor:
