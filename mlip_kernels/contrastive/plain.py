@@ -3,7 +3,7 @@
 Token-level logits are late interaction as in FILIP (Yao et al., "FILIP: Fine-grained Interactive Language-Image
 Pre-Training", ICLR 2022, eq. 5 and 6), extended by masks on both sides and by weights that let a merged token count for
 what it stands for. They are made of one primitive, `token_maxima`: everything that depends on pairs of tokens. Weights
-become shares in a mean before it, scale and bias act on its ``[B, C]`` results after it. What wins a maximum is written
+are normalized before it, scale and bias act on its ``[B, C]`` results after it. What wins a maximum is written
 down in maps of the smallest type that holds a token's index, from which `token_maxima_backward` computes the gradient
 of one side.
 
@@ -49,8 +49,13 @@ def token_logits(
     another ``4·B·C·(N + M)`` bytes.
     """
     images, texts = in_one_dtype(image_tokens, text_tokens)
-    image_share, text_share = shares(images, image_mask, image_weight), shares(texts, text_mask, text_weight)
-    per_image, per_text, *_ = token_maxima(images, texts, image_mask, text_mask, image_share, text_share, False, False)
+    image_normalized_weight, text_normalized_weight = (
+        normalized_weights(images, image_mask, image_weight),
+        normalized_weights(texts, text_mask, text_weight),
+    )
+    per_image, per_text, *_ = token_maxima(
+        images, texts, image_mask, text_mask, image_normalized_weight, text_normalized_weight, False, False
+    )
     return affine(per_image, scale, bias), affine(per_text, scale, bias)
 
 
@@ -60,10 +65,10 @@ def in_one_dtype(image_tokens: Tensor, text_tokens: Tensor) -> tuple[Tensor, Ten
     return image_tokens.to(dtype), text_tokens.to(dtype)
 
 
-def shares(tokens: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
-    """``[B, N]``, each token's share in the mean over its row: they sum to 1, or are all 0 where the weights do.
+def normalized_weights(tokens: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
+    """``[B, N]``, each token's weight in the mean over its row: they sum to 1, or are all 0 where the weights do.
 
-    Float32, or float64 where the tokens are; a masked token has none.
+    Float32, or float64 where the tokens are; 0 for a masked token.
     """
     dtype = compute_dtype(tokens)
     weight = tokens.new_ones(tokens.shape[:2], dtype=dtype) if weight is None else weight.to(dtype)
@@ -88,8 +93,8 @@ def token_maxima(
     text_tokens: Tensor,
     image_mask: Tensor | None,
     text_mask: Tensor | None,
-    image_share: Tensor,
-    text_share: Tensor,
+    image_normalized_weight: Tensor,
+    text_normalized_weight: Tensor,
     keep_best: bool,
     keep_maxima: bool,
 ) -> Maxima:
@@ -98,12 +103,12 @@ def token_maxima(
     Args:
         image_tokens: ``[B, N, D]``, text_tokens ``[C, M, D]`` in the same dtype.
         image_mask, text_mask: ``[B, N]`` and ``[C, M]``, True where the token is real, or None.
-        image_share, text_share: ``[B, N]`` and ``[C, M]`` from `shares`.
+        image_normalized_weight, text_normalized_weight: ``[B, N]`` and ``[C, M]`` from `normalized_weights`.
         keep_best, keep_maxima: what is wanted of the last four results; the others are empty.
 
     Returns:
-        per_image: ``[B, C]``, ``Σ_n image_share[b, n] · text_maxima[b, c, n]``.
-        per_text: ``[C, B]``, ``Σ_m text_share[c, m] · image_maxima[b, c, m]``.
+        per_image: ``[B, C]``, ``Σ_n image_normalized_weight[b, n] · text_maxima[b, c, n]``.
+        per_text: ``[C, B]``, ``Σ_m text_normalized_weight[c, m] · image_maxima[b, c, m]``.
         best_text: ``[B, C, N]`` in ``index_dtype(M)``, which token of the text is the best for each token of the image:
             the lowest index of equals. For a masked token of the image any token; where the whole text is masked, one
             of its masked tokens, so that a winner that is masked means that there is none.
@@ -134,7 +139,10 @@ def token_maxima(
             text_maxima = text_maxima.masked_fill(~image_mask[part, :, None], 0)
         if text_mask is not None:
             image_maxima = image_maxima.masked_fill(~text_mask, 0)
-        found = [(image_share[part, :, None] * text_maxima).sum(dim=1), (text_share * image_maxima).sum(dim=2)]
+        found = [
+            (image_normalized_weight[part, :, None] * text_maxima).sum(dim=1),
+            (text_normalized_weight * image_maxima).sum(dim=2),
+        ]
         if keep_best:
             found += [best_text.transpose(1, 2).to(index_dtype(text_count)), best_image.to(index_dtype(image_count))]
         if keep_maxima:
@@ -143,7 +151,7 @@ def token_maxima(
             kept.append(one)
 
     per_image, per_text = torch.cat(parts[0]), torch.cat(parts[1]).t().contiguous()
-    nothing = image_share.new_empty(0)
+    nothing = image_normalized_weight.new_empty(0)
     maps = [torch.cat(part) for part in parts[2:4]] if keep_best else [nothing.to(torch.uint8), nothing.to(torch.uint8)]
     values = [torch.cat(part) for part in parts[4:]] if keep_maxima else [nothing, nothing.clone()]
     return per_image, per_text, *maps, *values  # type: ignore[return-value]
@@ -155,8 +163,8 @@ def token_maxima_backward(
     other_tokens: Tensor,
     mask: Tensor | None,
     other_mask: Tensor | None,
-    share: Tensor,
-    other_share: Tensor,
+    normalized_weight: Tensor,
+    other_normalized_weight: Tensor,
     best_other: Tensor,
     best: Tensor,
 ) -> Tensor:
@@ -164,21 +172,22 @@ def token_maxima_backward(
 
     A token gets its own winner, and the tokens that it has won::
 
-        Σ_c  grad_mean[b, c] · share[b, n] · other_tokens[c, best_other[b, c, n]]
-           + grad_other_mean[c, b] · Σ_{m : best[b, c, m] = n} other_share[c, m] · other_tokens[c, m]
+        Σ_c  grad_mean[b, c] · normalized_weight[b, n] · other_tokens[c, best_other[b, c, n]]
+           + grad_other_mean[c, b] · Σ_{m : best[b, c, m] = n} other_normalized_weight[c, m] · other_tokens[c, m]
 
-    without terms in which either token is masked. For the images b, n, ``share`` and ``best_other`` are those of the
-    image and ``best_text``; for the texts the two sides change places, maps transposed to ``[C, B, M]``, ``[C, B, N]``.
+    without terms in which either token is masked. For the images b, n, ``normalized_weight`` and ``best_other``
+    are those of the image and ``best_text``; for the texts the two sides change places, maps transposed to
+    ``[C, B, M]``, ``[C, B, N]``.
     """
-    dtype = share.dtype
-    (batch, count), (other_batch, other_count, channels) = share.shape, other_tokens.shape
+    dtype = normalized_weight.dtype
+    (batch, count), (other_batch, other_count, channels) = normalized_weight.shape, other_tokens.shape
     others, _ = _unmasked(other_tokens.to(dtype), other_mask)
     grad_tokens = other_tokens.new_empty(batch, count, channels)
     chunk = max(1, SIMILARITIES_AT_A_TIME // max(1, count * other_batch * other_count))
     for start in range(0, batch, chunk):
         part = slice(start, start + chunk)
-        own = grad_mean[part, :, None] * share[part, None]
-        won = grad_other_mean.t()[part, :, None] * other_share
+        own = grad_mean[part, :, None] * normalized_weight[part, None]
+        won = grad_other_mean.t()[part, :, None] * other_normalized_weight
         # Scattering along either axis meets no place twice, so nothing depends on an order.
         shape = (*own.shape, other_count)
         coefficient = own.new_zeros(shape).scatter_(3, best_other[part, ..., None].long(), own[..., None])

@@ -2,13 +2,14 @@
 
 Two kernels do the work on pairs of tokens, and plain PyTorch what is left, on ``[B, N]`` and ``[B, C]``:
 
-* Weights enter the kernels as shares in a mean; scale and bias stay outside.
+* Weights enter the kernels normalized; scale and bias stay outside.
 * One backward serves both sides: images and texts change places, and the maps are read transposed. Every row of the
   result belongs to one worker that adds its terms in a fixed order, so there are no atomics and the bits are the same
   from run to run. The coefficients never exist as B x C x N x M.
 * A map names a token even where there is none to name (the other side is all masked): it then names a masked one, and
   the backward leaves out every term with a masked token. So uint8 serves up to 256 tokens, with no code for "none".
-* Maps and maxima are written only where a gradient asks for them. The gradient of a share is the maximum it weighs.
+* Maps and maxima are written only where a gradient asks for them. The gradient of a normalized weight is the maximum
+  it weighs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from mlip_kernels._arguments import (
 from mlip_kernels._library import define_kernel
 from mlip_kernels._operator import Operator, define_backward, needed
 from mlip_kernels.contrastive import plain
-from mlip_kernels.contrastive.plain import affine, in_one_dtype, index_dtype, shares
+from mlip_kernels.contrastive.plain import affine, in_one_dtype, index_dtype, normalized_weights
 
 
 def token_logits(
@@ -167,7 +168,8 @@ class TokenLogits(Operator):
         " Tensor? image_weight, Tensor? text_weight, Tensor? scale, Tensor? bias, float factor, float offset,"
         " bool keep_best, bool keep_maxima, bool keep_means)"
         " -> (Tensor per_image, Tensor per_text, Tensor best_text, Tensor best_image, Tensor text_maxima,"
-        " Tensor image_maxima, Tensor image_means, Tensor text_means, Tensor image_share, Tensor text_share)"
+        " Tensor image_maxima, Tensor image_means, Tensor text_means,"
+        " Tensor image_normalized_weight, Tensor text_normalized_weight)"
     )
     kernels = False
     results, differentiable = 2, 2
@@ -221,15 +223,25 @@ class TokenLogits(Operator):
     ) -> tuple[Tensor, ...]:
         with _without_autocast(image_tokens):
             images, texts = in_one_dtype(image_tokens, text_tokens)
-            image_share, text_share = shares(images, image_mask, image_weight), shares(texts, text_mask, text_weight)
+            image_normalized_weight, text_normalized_weight = (
+                normalized_weights(images, image_mask, image_weight),
+                normalized_weights(texts, text_mask, text_weight),
+            )
             image_means, text_means, *kept = _token_maxima(
-                images, texts, image_mask, text_mask, image_share, text_share, keep_best, keep_maxima
+                images,
+                texts,
+                image_mask,
+                text_mask,
+                image_normalized_weight,
+                text_normalized_weight,
+                keep_best,
+                keep_maxima,
             )
             scaling = (factor if scale is None else scale), (offset or None if bias is None else bias)
             logits = _scaled(image_means, *scaling), _scaled(text_means, *scaling)
         if not keep_means:
             image_means, text_means = image_means.new_empty(0), text_means.new_empty(0)
-        return *logits, *kept, image_means, text_means, image_share, text_share
+        return *logits, *kept, image_means, text_means, image_normalized_weight, text_normalized_weight
 
     @staticmethod
     def fake(image_tokens: Tensor, text_tokens: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -326,8 +338,8 @@ def _compute_backward(
     image_maxima: Tensor,
     image_means: Tensor,
     text_means: Tensor,
-    image_share: Tensor,
-    text_share: Tensor,
+    image_normalized_weight: Tensor,
+    text_normalized_weight: Tensor,
     needs: list[bool],
 ) -> list[Tensor]:
     """The gradients of those of tokens, weights, scale and bias that need one."""
@@ -348,18 +360,26 @@ def _compute_backward(
         grad_per_image, grad_per_text = _scaled(grad_per_image, scaling), _scaled(grad_per_text, scaling)
         results = []
         if needs[0]:
-            arguments = texts, image_mask, text_mask, image_share, text_share, best_text, best_image
+            arguments = (
+                texts,
+                image_mask,
+                text_mask,
+                image_normalized_weight,
+                text_normalized_weight,
+                best_text,
+                best_image,
+            )
             results.append(_token_maxima_backward(grad_per_image, grad_per_text, *arguments))
         if needs[1]:
             maps = best_image.transpose(0, 1), best_text.transpose(0, 1)
-            arguments = images, text_mask, image_mask, text_share, image_share, *maps
+            arguments = images, text_mask, image_mask, text_normalized_weight, image_normalized_weight, *maps
             results.append(_token_maxima_backward(grad_per_text, grad_per_image, *arguments))
         if needs[2]:
-            grad_share = torch.einsum("bc,bcn->bn", grad_per_image, text_maxima)
-            results.append(_weight_gradient(grad_share, image_mask, image_weight))
+            grad_normalized_weight = torch.einsum("bc,bcn->bn", grad_per_image, text_maxima)
+            results.append(_weight_gradient(grad_normalized_weight, image_mask, image_weight))
         if needs[3]:
-            grad_share = torch.einsum("cb,bcm->cm", grad_per_text, image_maxima)
-            results.append(_weight_gradient(grad_share, text_mask, text_weight))
+            grad_normalized_weight = torch.einsum("cb,bcm->cm", grad_per_text, image_maxima)
+            results.append(_weight_gradient(grad_normalized_weight, text_mask, text_weight))
         return results + of_scalars
 
 
@@ -383,17 +403,17 @@ def _scaled(mean: Tensor, scale: float | Tensor, bias: float | Tensor | None = N
     return mean if bias is None and not isinstance(scale, Tensor) and scale == 1 else affine(mean, scale, bias)
 
 
-def _weight_gradient(grad_share: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
-    """The gradient of the weights ``[B, N]``, given that of their shares ``w / Σ w``: 0 where the sum is."""
+def _weight_gradient(grad_normalized_weight: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
+    """The gradient of the weights ``[B, N]``, given that of the normalized ones, ``w / Σ w``: 0 where the sum is."""
     assert weight is not None
-    weight = weight.to(grad_share.dtype)
+    weight = weight.to(grad_normalized_weight.dtype)
     if mask is not None:
         weight = weight.masked_fill(~mask, 0)
     total = weight.sum(dim=1, keepdim=True)
     empty = total == 0
-    safe, grad_share = total.masked_fill(empty, 1), grad_share.masked_fill(empty, 0)
-    grad_total = (-grad_share * ((weight / safe) / safe)).sum(dim=1, keepdim=True).masked_fill(empty, 0)
-    gradient = grad_share / safe + grad_total
+    safe, grad_normalized_weight = total.masked_fill(empty, 1), grad_normalized_weight.masked_fill(empty, 0)
+    grad_total = (-grad_normalized_weight * ((weight / safe) / safe)).sum(dim=1, keepdim=True).masked_fill(empty, 0)
+    gradient = grad_normalized_weight / safe + grad_total
     return gradient if mask is None else gradient.masked_fill(~mask, 0)
 
 
@@ -415,7 +435,7 @@ def _without_autocast(tensor: Tensor) -> AbstractContextManager:
 _token_logits, _plain = TokenLogits.call, plain.token_logits
 _token_maxima = define_kernel(
     "contrastive_token_maxima(Tensor image_tokens, Tensor text_tokens, Tensor? image_mask, Tensor? text_mask,"
-    " Tensor image_share, Tensor text_share, bool keep_best, bool keep_maxima)"
+    " Tensor image_normalized_weight, Tensor text_normalized_weight, bool keep_best, bool keep_maxima)"
     " -> (Tensor per_image, Tensor per_text, Tensor best_text, Tensor best_image,"
     " Tensor text_maxima, Tensor image_maxima)",
     reference=plain.token_maxima,
@@ -423,7 +443,8 @@ _token_maxima = define_kernel(
 )
 _token_maxima_backward = define_kernel(
     "contrastive_token_maxima_backward(Tensor grad_mean, Tensor grad_other_mean, Tensor other_tokens, Tensor? mask,"
-    " Tensor? other_mask, Tensor share, Tensor other_share, Tensor best_other, Tensor best) -> Tensor grad_tokens",
+    " Tensor? other_mask, Tensor normalized_weight, Tensor other_normalized_weight, Tensor best_other, Tensor best)"
+    " -> Tensor grad_tokens",
     reference=plain.token_maxima_backward,
     triton="mlip_kernels.triton.contrastive.token_maxima_backward:token_maxima_backward",
 )
@@ -431,7 +452,7 @@ _token_logits_backward = define_backward(
     "token_logits_backward(Tensor? grad_per_image, Tensor? grad_per_text, Tensor image_tokens, Tensor text_tokens,"
     " Tensor? image_mask, Tensor? text_mask, Tensor? image_weight, Tensor? text_weight, Tensor? scale, Tensor? bias,"
     " float factor, Tensor best_text, Tensor best_image, Tensor text_maxima, Tensor image_maxima, Tensor image_means,"
-    " Tensor text_means, Tensor image_share, Tensor text_share, bool[] needs) -> Tensor[]",
+    " Tensor text_means, Tensor image_normalized_weight, Tensor text_normalized_weight, bool[] needs) -> Tensor[]",
     compute=_compute_backward,
     fake=_fake_backward,
     kernels=False,

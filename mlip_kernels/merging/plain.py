@@ -286,26 +286,26 @@ def weighted_mean_backward(
 ) -> Tensor:
     """``dx_bn = w_bn / W_b g_b``, 0 for prefix tokens and where the total weight ``W_b`` is 0."""
     batch, channels = grad.shape
-    share = _share(weight, total, tokens, prefix_tokens)
+    normalized = _normalized_weight(weight, total, tokens, prefix_tokens)
     grad_x = grad.new_zeros(batch, tokens, channels)
-    grad_x[:, prefix_tokens:] = share[:, :, None] * grad[:, None, :].to(total.dtype)
+    grad_x[:, prefix_tokens:] = normalized[:, :, None] * grad[:, None, :].to(total.dtype)
     return grad_x
 
 
 def weighted_mean_backward_weight(grad: Tensor, x: Tensor, weight: Tensor, total: Tensor, prefix_tokens: int) -> Tensor:
     """``dw_bn = <g_b, x_bn - y_b> / W_b``, with ``<g_b, y_b> = sum_n w_bn <g_b, x_bn> / W_b``, so y is not needed."""
-    share = _share(weight, total, x.shape[1], prefix_tokens)
+    normalized = _normalized_weight(weight, total, x.shape[1], prefix_tokens)
     weight = weight[:, prefix_tokens:]
     tokens = _without_unused(x[:, prefix_tokens:].to(total.dtype), weight)
     products = (tokens * grad[:, None, :].to(total.dtype)).sum(2)
-    centred = products - (share * products).sum(1, keepdim=True)
+    centred = products - (normalized * products).sum(1, keepdim=True)
     empty = (total == 0)[:, None]
     grad_weight = total.new_zeros(x.shape[0], x.shape[1])
     grad_weight[:, prefix_tokens:] = (centred / total[:, None].masked_fill(empty, 1)).masked_fill(empty, 0)
     return grad_weight
 
 
-def _share(weight: Tensor | None, total: Tensor, tokens: int, prefix_tokens: int) -> Tensor:
+def _normalized_weight(weight: Tensor | None, total: Tensor, tokens: int, prefix_tokens: int) -> Tensor:
     """``w_bn / W_b`` of the tokens behind the prefix, 0 where the total is 0."""
     empty = (total == 0)[:, None]
     safe = total[:, None].masked_fill(empty, 1)

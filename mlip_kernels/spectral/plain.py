@@ -1,17 +1,18 @@
-"""The definition of right: linear maps along the axes of a grid, given as matrices, with weights between them.
+"""The definition of right: transforms along the axes of a grid, given as matrices, with weights between them.
 
-Tokens ``x [B, prefix + H · W, D]`` are points of a grid with channels, H = 1 for the token axis. ``matrix_w`` acts on
-the points of a row, ``matrix_h`` on those of a column (None: nothing happens along columns). In the Fourier maps
-``matrix_w`` stacks real over imaginary parts, ``[2 K, W]``, and ``matrix_h [2, H', H]`` is complex: real, imaginary part.
+Tokens ``x [B, prefix + H · W, D]`` are points of a grid with channels; the token axis is a grid of one row.
+``matrix_w`` transforms the rows, ``matrix_h`` the columns (None leaves columns as they are). For Fourier
+transforms ``matrix_w`` stacks real over imaginary parts, ``[2 K, W]``, and ``matrix_h [2, H', H]`` is complex: real
+part, imaginary part.
 
     separable   Y = A_h X A_wᵀ, for every channel
     analysis    Z = M_h (X R_wᵀ), complex
     synthesis   X = (M_h Z) S_wᵀ, where S_w [W', 2 K] takes real and imaginary parts to real tokens; with adjoint
                 matrices this is the adjoint of an analysis
-    filtered    an orthonormal analysis (or separable map), a weight per coefficient and channel, the inverse
+    filtered    an orthonormal analysis (or separable transform), a weight per coefficient and channel, the inverse
 
-Tokens are widened to the dtype of the matrices, and the result is narrowed once. Prefix tokens are copied through by
-what returns as many tokens, and are left out of spectra.
+Tokens are widened to the dtype of the matrices, and the result is rounded once. Results with as many tokens copy the
+prefix tokens; spectra leave them out.
 """
 
 from __future__ import annotations
@@ -108,16 +109,16 @@ def band_energy_backward(
     """Gradient of x: twice the adjoint of the coefficients, each weighted by its band's gradient; 0 for the prefix."""
     tokens = x[:, prefix_tokens:].to(matrix_w.dtype)
     members = band_members(bands, grad.shape[1], height, width, matrix_w, fourier)
-    share = 2 * product(members.t(), grad.to(matrix_w.dtype))
+    weight = 2 * product(members.t(), grad.to(matrix_w.dtype))
     adjoint_w = matrix_w.t()
     if not fourier:
         adjoint_h = None if matrix_h is None else matrix_h.t()
-        spectrum = _separable(tokens, matrix_h, matrix_w, height, width) * share
+        spectrum = _separable(tokens, matrix_h, matrix_w, height, width) * weight
         grad_x = _separable(spectrum, adjoint_h, adjoint_w, height, width)
     else:
         real, imaginary = _analysis(tokens, matrix_h, matrix_w, height, width)
-        share = share.reshape(real.shape)
-        grad_x = _synthesis(real * share, imaginary * share, adjoint(matrix_h), adjoint_w)
+        weight = weight.reshape(real.shape)
+        grad_x = _synthesis(real * weight, imaginary * weight, adjoint(matrix_h), adjoint_w)
     return F.pad(grad_x, (0, 0, prefix_tokens, 0)).to(x.dtype)
 
 
@@ -130,9 +131,10 @@ def token_energy(
     width: int,
     prefix_tokens: int,
 ) -> Tensor:
-    """``[B, N]`` in the matrices' dtype: squares, summed over D, of what the coefficients in ``frequency_mask`` make; prefix 0.
+    """``[B, N]`` in the matrices' dtype: squares of the filtered tokens, summed over D; 0 for the prefix.
 
-    ``frequency_mask`` is 1 for coefficients that stay and 0 for the others: ``[H, W]`` (cosine) or ``[H, K, 1]`` (Fourier).
+    ``frequency_mask`` is 1 for coefficients that pass and 0 for the others: ``[H, W]`` (cosine) or ``[H, K, 1]``
+    (Fourier).
     """
     high = _high_pass(x[:, prefix_tokens:].to(matrix_w.dtype), frequency_mask, matrix_h, matrix_w, height, width)
     return F.pad(high.square().sum(-1), (prefix_tokens, 0))

@@ -27,17 +27,36 @@ def problem(b, n, c, m, d, *, masked=True, dtype=torch.float32):
     masks = [random(b, n, seed=2) < 0.5, random(c, m, seed=3) < 0.5] if masked else [None, None]
     weights = [random(b, n, seed=4).abs(), random(c, m, seed=5).abs()]
     pairs = zip((images, texts), masks, weights, strict=True)
-    return [images, texts, *masks, *(reference.shares(*pair) for pair in pairs)]
+    return [images, texts, *masks, *(reference.normalized_weights(*pair) for pair in pairs)]
 
 
 def backward_arguments(arguments, best_text, best_image, seed=6):
     """Arguments of the backward operator for the images and for the texts."""
-    images, texts, image_mask, text_mask, image_share, text_share = arguments
+    images, texts, image_mask, text_mask, image_normalized_weight, text_normalized_weight = arguments
     to_images, to_texts = (random(a.shape[0], b.shape[0], seed=seed) for a, b in ((images, texts), (texts, images)))
-    to_images, to_texts = to_images.to(image_share.dtype), to_texts.to(image_share.dtype)
-    own = (to_images, to_texts, texts, image_mask, text_mask, image_share, text_share, best_text, best_image)
+    to_images, to_texts = to_images.to(image_normalized_weight.dtype), to_texts.to(image_normalized_weight.dtype)
+    own = (
+        to_images,
+        to_texts,
+        texts,
+        image_mask,
+        text_mask,
+        image_normalized_weight,
+        text_normalized_weight,
+        best_text,
+        best_image,
+    )
     maps = best_image.transpose(0, 1), best_text.transpose(0, 1)
-    return own, (to_texts, to_images, images, text_mask, image_mask, text_share, image_share, *maps)
+    return own, (
+        to_texts,
+        to_images,
+        images,
+        text_mask,
+        image_mask,
+        text_normalized_weight,
+        image_normalized_weight,
+        *maps,
+    )
 
 
 def test_what_is_not_wanted_is_not_kept():

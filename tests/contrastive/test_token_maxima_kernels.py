@@ -64,19 +64,38 @@ def problem(b, n, c, m, d, *, dtype=torch.float32, mask="anywhere", integers=Tru
     elif mask == "anywhere":
         masks = [anywhere(b, n), anywhere(c, m)]
     both = zip(sides, masks, (weights(b, n), weights(c, m)), strict=True)
-    return [*sides, *masks, *(reference.shares(*one) for one in both)]
+    return [*sides, *masks, *(reference.normalized_weights(*one) for one in both)]
 
 
 def backward_arguments(arguments, best_text, best_image):
     """Arguments of the backward operator, for the images and for the texts."""
-    images, texts, image_mask, text_mask, image_share, text_share = arguments
+    images, texts, image_mask, text_mask, image_normalized_weight, text_normalized_weight = arguments
     random = torch.Generator().manual_seed(1)
     shape = (images.shape[0], texts.shape[0])
-    to_images = torch.randn(shape, generator=random, dtype=torch.float64).to(image_share.dtype)
-    to_texts = torch.randn(shape[::-1], generator=random, dtype=torch.float64).to(image_share.dtype)
-    own = (to_images, to_texts, texts, image_mask, text_mask, image_share, text_share, best_text, best_image)
+    to_images = torch.randn(shape, generator=random, dtype=torch.float64).to(image_normalized_weight.dtype)
+    to_texts = torch.randn(shape[::-1], generator=random, dtype=torch.float64).to(image_normalized_weight.dtype)
+    own = (
+        to_images,
+        to_texts,
+        texts,
+        image_mask,
+        text_mask,
+        image_normalized_weight,
+        text_normalized_weight,
+        best_text,
+        best_image,
+    )
     maps = best_image.transpose(0, 1), best_text.transpose(0, 1)
-    return own, (to_texts, to_images, images, text_mask, image_mask, text_share, image_share, *maps)
+    return own, (
+        to_texts,
+        to_images,
+        images,
+        text_mask,
+        image_mask,
+        text_normalized_weight,
+        image_normalized_weight,
+        *maps,
+    )
 
 
 def assert_same_maxima(arguments, roundings=8.0):
@@ -250,7 +269,7 @@ def test_a_pair_does_not_depend_on_the_batch_around_it(dtype):
 def test_padding_changes_nothing(dtype):
     images, texts, *_ = problem(3, 20, 5, 40, 65, dtype=dtype, integers=False)
     mask = (torch.arange(40) < 23).expand(5, 40)
-    shares = [reference.shares(images, None, None), reference.shares(texts, mask, None)]
+    shares = [reference.normalized_weights(images, None, None), reference.normalized_weights(texts, mask, None)]
     padded = FORWARD(images, texts, None, mask, *shares, True, True)
     texts, shares[1] = texts[:, :23], shares[1][:, :23]
     short = FORWARD(images, texts, None, None, *shares, True, True)

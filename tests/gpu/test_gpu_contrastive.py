@@ -54,7 +54,7 @@ def problem(b, n, c, m, d, *, dtype, masked=True, integers=True, seed=0):
     sides = tokens(b, n), tokens(c, m)
     masks = [mask(b, n), mask(c, m)] if masked else [None, None]
     weights = [0.5 + torch.rand(side.shape[:2], generator=random, dtype=torch.float64) for side in sides]
-    return [*sides, *masks, *(reference.shares(*one) for one in zip(sides, masks, weights, strict=True))]
+    return [*sides, *masks, *(reference.normalized_weights(*one) for one in zip(sides, masks, weights, strict=True))]
 
 
 def double(arguments):
@@ -89,13 +89,32 @@ def assert_same_maxima(results, arguments):
 
 def backward_arguments(arguments, best_text, best_image):
     """Arguments of the backward operator, for the images and for the texts."""
-    images, texts, image_mask, text_mask, image_share, text_share = arguments
+    images, texts, image_mask, text_mask, image_normalized_weight, text_normalized_weight = arguments
     random = torch.Generator().manual_seed(1)
     to_images, to_texts = (torch.randn(shape, generator=random) for shape in ((len(images), len(texts)),) * 2)
     to_texts = to_texts.t()
-    own = (to_images, to_texts, texts, image_mask, text_mask, image_share, text_share, best_text, best_image)
+    own = (
+        to_images,
+        to_texts,
+        texts,
+        image_mask,
+        text_mask,
+        image_normalized_weight,
+        text_normalized_weight,
+        best_text,
+        best_image,
+    )
     maps = best_image.transpose(0, 1), best_text.transpose(0, 1)
-    return own, (to_texts, to_images, images, text_mask, image_mask, text_share, image_share, *maps)
+    return own, (
+        to_texts,
+        to_images,
+        images,
+        text_mask,
+        image_mask,
+        text_normalized_weight,
+        image_normalized_weight,
+        *maps,
+    )
 
 
 def backward(cuda, arguments):

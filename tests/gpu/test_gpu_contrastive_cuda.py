@@ -53,19 +53,38 @@ def problem(b, n, c, m, d, *, dtype=torch.float32, masked=False, integers=False)
     sides = tokens(b, n), tokens(c, m)
     masks = [mask(b, n), mask(c, m)] if masked else [None, None]
     weights = (0.5 + torch.rand(shape, generator=random) for shape in ((b, n), (c, m)))
-    return [*sides, *masks, *(reference.shares(*one) for one in zip(sides, masks, weights, strict=True))]
+    return [*sides, *masks, *(reference.normalized_weights(*one) for one in zip(sides, masks, weights, strict=True))]
 
 
 def backward_arguments(arguments, best_text, best_image):
     """Arguments of the backward operator, for the images and for the texts."""
-    images, texts, image_mask, text_mask, image_share, text_share = arguments
+    images, texts, image_mask, text_mask, image_normalized_weight, text_normalized_weight = arguments
     random = torch.Generator().manual_seed(1)
     to_images, to_texts = (
         torch.randn(shape, generator=random) for shape in (best_text.shape[:2], best_image.shape[1::-1])
     )
-    own = (to_images, to_texts, texts, image_mask, text_mask, image_share, text_share, best_text, best_image)
+    own = (
+        to_images,
+        to_texts,
+        texts,
+        image_mask,
+        text_mask,
+        image_normalized_weight,
+        text_normalized_weight,
+        best_text,
+        best_image,
+    )
     maps = best_image.transpose(0, 1), best_text.transpose(0, 1)
-    return own, (to_texts, to_images, images, text_mask, image_mask, text_share, image_share, *maps)
+    return own, (
+        to_texts,
+        to_images,
+        images,
+        text_mask,
+        image_mask,
+        text_normalized_weight,
+        image_normalized_weight,
+        *maps,
+    )
 
 
 def double(arguments):

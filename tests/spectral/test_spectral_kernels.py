@@ -132,9 +132,9 @@ def test_any_number_of_channels(channels, dtype):
 @pytest.mark.parametrize("grid", [(n, n) for n in COMPILED] + [(1, 7), (9, 1), (2, 3), (8, 14), (13, 10), (33, 5)])
 def test_fourier_maps_and_their_adjoints(grid):
     height, width = grid
-    (matrix_h, matrix_w), (inverse_h, inverse_w) = fourier(height, width)
+    (columns, matrix_w), (inverse_h, inverse_w) = fourier(height, width)
     x = random(2, height * width, 35)
-    for matrix_h in (matrix_h, None):
+    for matrix_h in (columns, None):
         assert_accurate(ANALYSIS, x, matrix_h, matrix_w, height, width, 0)
         spectrum = reference.analysis(x, matrix_h, matrix_w, height, width, 0)
         adjoint = reference.adjoint(matrix_h)
