@@ -22,7 +22,7 @@ STYLED := $(shell find csrc tests/gpu tools -name '*.cpp' -o -name '*.cu' -o -na
 # Threads of several processes would wait for each other on the same cores; tests that need more than one ask for them.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: test test-gpu test-capped sanitize train kill-cycles fuzz mutations lint format docs bench gpu-report gpu-table clean
+.PHONY: test test-gpu test-capped sanitize train kill-cycles fuzz mutations lint format docs bench gpu-check gpu-report gpu-table clean
 
 test: $(VENV)/.installed
 	$(PYTEST) --dist loadfile $(ARGS)
@@ -62,6 +62,10 @@ sanitize: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only $(ARGS)
+
+# on a machine with a GPU: correctness, capture, times and models, in minutes; results in gpu-check/. ARGS="--only dct"
+gpu-check: $(VENV)/.installed
+	PYTHONPATH=tools/gpu_check:tests $(BIN)/python -m gpu_check $(ARGS)
 
 # what the GPU kernels take and move; gpu-table measures it again and writes tests/gpu/kernels.json and KERNELS.md,
 # make gpu-table ONLY="name ..." only the rows of operators of these names, or of those with kernels of these names

@@ -1,0 +1,104 @@
+"""The script for the first hour on a GPU, tried without one: its phases, deadlines, alarms and conclusions."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TOOL = ROOT / "tools" / "gpu_check"
+sys.path.insert(0, str(TOOL))
+
+from gpu_check import __main__ as script  # noqa: E402
+from gpu_check import record, report  # noqa: E402
+
+
+def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(TOOL), str(ROOT / "tests"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "gpu_check", "--output", str(folder), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_run_on_the_cpu(tmp_path: Path):
+    phases = ("machine", "correctness-cuda", "capture-triton", "times-triton")
+    done = start(tmp_path, "--device", "cpu", "--phases", *phases, "--only", "weighted_mean")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = record.read(tmp_path / "results.jsonl")
+    assert {result["phase"] for result in results} == set(phases)
+    assert all(f"| {phase} | well |" in done.stdout for phase in phases)
+    rights = [result for result in results if result["phase"] in ("correctness-cuda", "capture-triton")]
+    assert len(rights) >= 4
+    assert all(result["right"] for result in rights)
+    assert (tmp_path / "report.md").read_text() == done.stdout[: len((tmp_path / "report.md").read_text())]
+    assert set(json.loads((tmp_path / "choices.json").read_text())) == {"weighted_mean"}
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = start(tmp_path)
+    assert done.returncode == 2
+    assert "no GPU that PyTorch can use; --device cpu" in done.stderr
+
+
+def test_a_phase_that_hangs_or_dies_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ends = {"machine": "import time; time.sleep(60)", "models": "import os; os.abort()", "compiled": "pass"}
+    run = subprocess.run
+    monkeypatch.setattr(script, "PHASES", dict.fromkeys(ends, 1))
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **options: run([sys.executable, "-c", ends[command[4]]], **options)
+    )
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--device", "cpu", "--output", str(tmp_path)])
+    assert script.main() == 1
+    page = (tmp_path / "report.md").read_text()
+    assert "| machine | after its 1 seconds | 0 | 0 |" in page
+    assert "| models | with exit code -6 | 0 | 0 |" in page
+    assert "| compiled | well | 0 | 0 |" in page
+
+
+def test_a_case_that_fails_or_takes_too_long_is_told_and_the_next_one_runs(tmp_path: Path):
+    recorder = record.Recorder(tmp_path / "results", "phase")
+    with recorder.case("wrong"):
+        raise ValueError("bits differ")
+    with recorder.case("slow", seconds=1):
+        time.sleep(5)
+    with recorder.case("good") as facts:
+        facts["right"] = True
+    with (tmp_path / "results").open("a") as file:
+        file.write('{"phase": "phase", "na')
+    wrong, slow, good = record.read(tmp_path / "results")
+    assert wrong["error"].startswith("ValueError: bits differ (test_gpu_check.py:")
+    assert slow["error"].startswith("TimeoutError")
+    assert good["right"]
+    assert "error" not in good
+
+
+def timed(backend: str, operator: str, seconds: float, eager: float = 3.0) -> dict[str, object]:
+    times = {"device": seconds, "host": 0.0}
+    named = {"phase": f"times-{backend}", "name": f"{operator}, float32, forward", "operator": operator}
+    return {**named, "dtype": "float32", "kernels": times, "eager": {"device": eager, "host": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("triton", "cuda", "eager", "wrong", "choice"),
+    [
+        (1.0, 2.0, 3.0, None, "triton"),
+        (1.05, 1.0, 3.0, None, "triton"),  # not clearly slower
+        (2.0, 1.0, 3.0, None, "cuda"),
+        (2.0, 1.0, 3.0, "cuda", "triton"),
+        (2.0, 2.0, 1.0, None, "eager"),
+        (1.0, 1.0, 3.0, "both", "eager"),
+    ],
+)
+def test_the_choice_is_the_faster_backend_that_is_right(
+    triton: float, cuda: float, eager: float, wrong: str | None, choice: str
+):
+    results = [timed("triton", "dct", triton, eager), timed("cuda", "dct", cuda, eager)]
+    for backend in ("triton", "cuda"):
+        if wrong in (backend, "both"):
+            results.append({"phase": f"correctness-{backend}", "name": "dct, grid, float32", "error": "differs"})
+    assert report.choices(results) == {"dct": {"float32": choice}}
