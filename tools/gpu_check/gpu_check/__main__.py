@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_check import capture, correctness, machine, models, record, report, times
+from gpu_check import record, report
 from mlip_kernels._variables import read
 
 PHASES = {
@@ -26,6 +27,7 @@ PHASES = {
     "models": 90,
 }
 """Seconds that each may take."""
+MODULES = {"compiled": "times"}
 
 
 def main() -> int:
@@ -72,18 +74,13 @@ def _run(phase: str, recorder: record.Recorder, device: torch.device, only: str 
     kind, _, backend = phase.partition("-")
     if backend and read("MLIP_KERNELS_CUDA_BACKEND") != backend:
         raise SystemExit(f"{phase}: expected MLIP_KERNELS_CUDA_BACKEND={backend}")
-    if kind == "machine":
-        machine.run(recorder, device)
-    elif kind == "correctness":
-        correctness.run(recorder, device, only)
-    elif kind == "capture":
-        capture.run(recorder, device, only)
-    elif kind == "times":
-        times.run(recorder, device, only)
-    elif kind == "compiled":
-        times.run_compiled(recorder, device, only)
+    module = importlib.import_module(f"gpu_check.{MODULES.get(kind, kind)}")  # only what this phase needs
+    if kind == "compiled":
+        module.run_compiled(recorder, device, only)
+    elif kind in ("machine", "models"):
+        module.run(recorder, device)
     else:
-        models.run(recorder, device)
+        module.run(recorder, device, only)
 
 
 if __name__ == "__main__":
