@@ -231,8 +231,8 @@ def _filtered(
 def _conjugate(weight: Tensor, basis: str) -> Tensor:
     if basis == "dct":
         return weight
-    # Not new_tensor, which refuses a negative view, as of the imaginary part of a conjugate.
-    return weight * torch.tensor((1.0, -1.0), dtype=weight.dtype, device=weight.device)
+    # Made on the device, as a constant from the host would be copied at every step and cannot be in a CUDA graph.
+    return weight * torch.arange(1, -2, -2, dtype=weight.dtype, device=weight.device)
 
 
 def _without_prefix(x: Tensor, weight: Tensor, grid: Grid | None, basis: str, prefix_tokens: int) -> Tensor:
