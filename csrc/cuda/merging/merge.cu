@@ -22,18 +22,11 @@
 // that the list has no room for it, the votes are over the removed rows themselves.
 //
 // spread: a warp owns four input rows.
-#include "cuda/merging/merge.h"
+#include "cuda/merging/merging.h"
 
-#include <cuda_runtime_api.h>
-
-#include <type_traits>
-
-#include "cuda/elements.cuh"
-
-namespace mlip::cuda {
+namespace mlip::cuda::merging {
 namespace {
 
-constexpr int WARP = 32;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARP * WARPS;
 constexpr int BLOCKS = 3;                  // of merge and combine on a multiprocessor
@@ -331,44 +324,31 @@ __global__ void __launch_bounds__(THREADS) merging_spread_kernel(const MergeRows
   }
 }
 
-template <typename T, int V>
-void merge(const MergeRows& p, cudaStream_t stream) {
-  const Launch launch = merge_launch(p);
-  merging_merge_kernel<T, V><<<unsigned(launch.grid_x), launch.block_x, 0, stream>>>(p, int(rows_per_block(p)));
-}
-
-template <typename T, int V>
-void combine(const MergeRows& p, cudaStream_t stream) {
-  const Launch launch = merge_launch(p);
-  merging_combine_kernel<T, V><<<unsigned(launch.grid_x), launch.block_x, 0, stream>>>(p, int(rows_per_block(p)));
-}
-
-template <typename T, int V>
-void spread(const MergeRows& p, cudaStream_t stream) {
-  const Launch launch = spread_launch(p);
-  merging_spread_kernel<T, V><<<unsigned(launch.grid_x), launch.block_x, 0, stream>>>(p);
-}
-
 }  // namespace
 
-Launch merge_launch(const MergeRows& p) { return {p.batch * ceil_div(p.outputs, rows_per_block(p)), 1, THREADS, 1}; }
+int64_t merge_blocks(const MergeRows& p) { return p.batch * ceil_div(p.outputs, rows_per_block(p)); }
 
-Launch spread_launch(const MergeRows& p) { return {ceil_div(p.batch * p.tokens, WARPS * SPREAD_ROWS), 1, THREADS, 1}; }
+int64_t spread_blocks(const MergeRows& p) { return ceil_div(p.batch * p.tokens, WARPS * SPREAD_ROWS); }
 
-// One launcher per kernel, over the element type and whether rows are moved 16 bytes at a time.
-#define MLIP_LAUNCH(function)                                                                              \
-  switch (problem.type) {                                                                                  \
-    case Type::float32:                                                                                    \
-      return problem.vector ? function<float, 4>(problem, stream) : function<float, 1>(problem, stream);   \
-    case Type::float16:                                                                                    \
-      return problem.vector ? function<__half, 8>(problem, stream) : function<__half, 1>(problem, stream); \
-    case Type::bfloat16:                                                                                   \
-      return problem.vector ? function<__nv_bfloat16, 8>(problem, stream)                                  \
-                            : function<__nv_bfloat16, 1>(problem, stream);                                 \
-  }
+void merge_rows(const MergeRows& p, cudaStream_t stream) {
+  dispatch(p.type, p.vector, [&](auto element, auto vector) {
+    const auto kernel = merging_merge_kernel<decltype(element), decltype(vector)::value>;
+    kernel<<<unsigned(merge_blocks(p)), THREADS, 0, stream>>>(p, int(rows_per_block(p)));
+  });
+}
 
-void merge_rows(const MergeRows& problem, cudaStream_t stream) { MLIP_LAUNCH(merge) }
-void combine_rows(const MergeRows& problem, cudaStream_t stream) { MLIP_LAUNCH(combine) }
-void spread_rows(const MergeRows& problem, cudaStream_t stream) { MLIP_LAUNCH(spread) }
+void combine_rows(const MergeRows& p, cudaStream_t stream) {
+  dispatch(p.type, p.vector, [&](auto element, auto vector) {
+    const auto kernel = merging_combine_kernel<decltype(element), decltype(vector)::value>;
+    kernel<<<unsigned(merge_blocks(p)), THREADS, 0, stream>>>(p, int(rows_per_block(p)));
+  });
+}
 
-}  // namespace mlip::cuda
+void spread_rows(const MergeRows& p, cudaStream_t stream) {
+  dispatch(p.type, p.vector, [&](auto element, auto vector) {
+    const auto kernel = merging_spread_kernel<decltype(element), decltype(vector)::value>;
+    kernel<<<unsigned(spread_blocks(p)), THREADS, 0, stream>>>(p);
+  });
+}
+
+}  // namespace mlip::cuda::merging

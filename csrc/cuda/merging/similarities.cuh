@@ -13,13 +13,10 @@
 #pragma once
 #include <cuda_pipeline_primitives.h>
 
-#include "cuda/elements.cuh"
-#include "cuda/merging/match.h"
-#include "cuda/mma.cuh"
+#include "cuda/merging/merging.h"
 
 namespace mlip::cuda::merging {
 
-constexpr int WARP = 32;
 constexpr int WARPS = 16;
 constexpr int THREADS = WARP * WARPS;
 constexpr int WARP_ROWS = 4, WARP_COLUMNS = 4;           // of warps, in a tile
@@ -87,17 +84,6 @@ __device__ inline void multiply_add_parts(float (&d)[4], const Parts<4>& a, cons
 #endif
 }
 
-// 16 bytes to shared memory, in the background where the GPU can: those at `from`, or zeros.
-__device__ inline void copy_vector(uint32_t* to, const void* from, bool there) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from),
-               "r"(there ? 16 : 0)
-               : "memory");
-#else
-  *reinterpret_cast<uint4*>(to) = there ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-#endif
-}
-
 // A piece of tokens n = first + 2 i, i < count, and zeros up to `padded` rows and behind the last channel.
 template <typename T>
 __device__ inline void copy_piece(const Match& p, const T* sample, int first, int count, int padded, int64_t channel,
@@ -109,18 +95,18 @@ __device__ inline void copy_piece(const Match& p, const T* sample, int first, in
 #pragma unroll 1
     for (int i = threadIdx.x; i < padded * VECTORS; i += THREADS) {
       const int row = i / VECTORS, vector = i % VECTORS;
-      const bool there = row < count && vector * VECTOR < left;
-      const int64_t offset = there ? (first + 2 * int64_t(row)) * p.stride_token + vector * VECTOR : 0;
-      copy_vector(to + row * PITCH + vector * 4, from + offset, there);
+      const bool in_bounds = row < count && vector * VECTOR < left;
+      const int64_t offset = in_bounds ? (first + 2 * int64_t(row)) * p.stride_token + vector * VECTOR : 0;
+      copy_vector(to + row * PITCH + vector * 4, from + offset, in_bounds);
     }
   } else {
     constexpr int ELEMENTS = PIECE * 4 / sizeof(T);
 #pragma unroll 1
     for (int i = threadIdx.x; i < padded * ELEMENTS; i += THREADS) {
       const int row = i / ELEMENTS, element = i % ELEMENTS;
-      const bool there = row < count && element < left;
+      const bool in_bounds = row < count && element < left;
       reinterpret_cast<T*>(to + row * PITCH)[element] =
-          there ? from[(first + 2 * int64_t(row)) * p.stride_token + element] : narrow<T>(0.0f);
+          in_bounds ? from[(first + 2 * int64_t(row)) * p.stride_token + element] : narrow<T>(0.0f);
     }
   }
 }
