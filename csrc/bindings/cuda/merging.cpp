@@ -74,9 +74,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match(const Tensor& metric_, 
   problem.dropped = mutable_data<bool>(dropped);
   const int64_t scored = tokens > kernels::Match::ONE_LAUNCH ? problem.sources() : 0;
   Tensor key = torch::stable::new_empty(metric, {batch, scored}, ScalarType::Long);
-  Tensor best = torch::stable::new_empty(metric, {batch, scored}, ScalarType::Int);
+  Tensor target = torch::stable::new_empty(metric, {batch, scored}, ScalarType::Int);
   problem.key = reinterpret_cast<uint64_t*>(mutable_data<int64_t>(key));
-  problem.best = mutable_data<int>(best);
+  problem.target = mutable_data<int>(target);
   kernels::choose_stages(problem);
   MLIP_CHECK(kernels::match_blocks(problem) <= cuda::LARGEST_GRID, "metric: ", batch,
              " samples are more than one launch takes");

@@ -45,7 +45,7 @@ __device__ inline float exponential(float x) {
   return sizeof(T) == 4 ? expf(x) : __expf(x);
 }
 
-// What exponentials are taken below: the largest logit, where there is one.
+// What is subtracted before exponentials: the largest logit, where there is one.
 __device__ inline float origin(float largest) { return largest == -infinity() ? 0.0f : largest; }
 
 // The columns of a thread: V side by side, or 32 apart where rows do not move 16 bytes at a time.
@@ -90,7 +90,7 @@ struct Columns {
       }
     }
   }
-  // To the places of the thread's columns in a tile.
+  // The thread's columns in a tile in shared memory.
   __device__ void put(float* tile, const float (&from)[V]) const {
     const int lane = threadIdx.x % WARP;
     if (VECTOR) {
@@ -252,13 +252,14 @@ __global__ void __launch_bounds__(THREADS)
     float largest = -infinity();
     double total = 0, distances = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const float here = partial[tile * lines], part = partial[(tiles + tile) * lines];
-      const float now = fmaxf(largest, here);
-      total = total * scale(largest, now) + part * scale(here, now);
+      const float tile_largest = partial[tile * lines], part = partial[(tiles + tile) * lines];
+      const float now = fmaxf(largest, tile_largest);
+      total = total * scale(largest, now) + part * scale(tile_largest, now);
       if (of_rows && p.label_smoothing != 0) {
         const int64_t before = tile * size, left = classes - before;
         distances += double(before) * moved(largest, now);
-        distances += double(partial[(2 * tiles + tile) * lines]) + double(left < size ? left : size) * moved(here, now);
+        distances +=
+            double(partial[(2 * tiles + tile) * lines]) + double(left < size ? left : size) * moved(tile_largest, now);
       }
       largest = now;
     }

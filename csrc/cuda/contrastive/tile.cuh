@@ -40,9 +40,9 @@ __device__ inline int find_valid_indices(const Flag* mask, int64_t first, int co
     total += counts[w];
   }
   for (int i = begin; i < end; i += WARP) {
-    const bool here = real(i + lane);
-    const unsigned all = __ballot_sync(~0u, here);
-    if (here) valid[before + __popc(all & ((1u << lane) - 1))] = uint16_t(i + lane);
+    const bool is_valid = real(i + lane);
+    const unsigned all = __ballot_sync(~0u, is_valid);
+    if (is_valid) valid[before + __popc(all & ((1u << lane) - 1))] = uint16_t(i + lane);
     before += __popc(all);
   }
   __syncthreads();

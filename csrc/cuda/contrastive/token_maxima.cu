@@ -120,11 +120,11 @@ __device__ inline void write_column(const TokenMaxima& p, Shared& shared, const 
   float error = info & FIRST ? 0.0f : shared.text_error[1 - next];
   bool last = false;
   for (int c = column; c < width && !last; ++c) {
-    const int here = shared.column_info[c];
-    const float term = weight[here / INDEX] * shared.column_maxima[c] - error, more = sum + term;
+    const int column_info = shared.column_info[c];
+    const float term = weight[column_info / INDEX] * shared.column_maxima[c] - error, more = sum + term;
     error = isfinite(more) ? (more - sum) - term : 0.0f;
     sum = more;
-    last = here & LAST;
+    last = column_info & LAST;
   }
   if (last) {
     p.per_text[text * p.images.batch + b] = sum;

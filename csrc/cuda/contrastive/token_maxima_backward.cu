@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(THREADS, 3)
       const int token = start + i * WARP + lane;
       const bool valid = token < p.other_count && (other_mask == nullptr || other_mask[token]);
       const int row = valid ? index_at(p.argmax, first_argmax + token) - first_row : -1;
-      const bool here = 0 <= row && row < ROWS;
-      append(here, row, token, here ? grad * p.other_weight[c * p.other_count + token] : 0.0f);
+      const bool in_block = 0 <= row && row < ROWS;
+      append(in_block, row, token, in_block ? grad * p.other_weight[c * p.other_count + token] : 0.0f);
     }
     return length;
   };

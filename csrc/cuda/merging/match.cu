@@ -26,7 +26,7 @@ namespace {
 
 // Scores are whole numbers of the same order here. The r-th highest is found bit by bit, each by counting how many
 // sources reach it, so nothing is sorted and a sample may have any number of tokens; of sources that tie there, the
-// lowest are taken. A token's place is then the number of tokens that come before it: by what becomes of them, then by
+// lowest are taken. A token's row is then the number of tokens that come before it: by what becomes of them, then by
 // position. The warps of the block own consecutive parts of the tokens and look at them twice, to count and to write.
 
 // What becomes of a token, in the order of the output: a removed one starts no output row.
@@ -107,9 +107,9 @@ __device__ inline Chosen choose_sources(const Match& p, const uint64_t* key) {
   return {least, last};
 }
 
-// Writes the maps of sample b, by all threads of a block. `best(s)` is the target of source s.
-template <typename Best>
-__device__ inline void write_maps(const Match& p, int64_t b, const uint64_t* key, Best best, Counts& counts) {
+// Writes the index maps of sample b, by all threads of a block. `target(s)` is the target of source s.
+template <typename Target>
+__device__ inline void write_maps(const Match& p, int64_t b, const uint64_t* key, Target target, Counts& counts) {
   const int thread = threadIdx.x, warp = thread / WARP, lane = thread % WARP;
   const int outputs = p.tokens - p.r, first_source = p.first_source();
   const Chosen chosen = choose_sources(p, key);
@@ -175,7 +175,7 @@ __device__ inline void write_maps(const Match& p, int64_t b, const uint64_t* key
   __syncthreads();  // the places of targets are there
   for (int s = thread; s < p.sources(); s += THREADS) {
     const int n = first_source + 2 * s;
-    if (chosen(key[s], s)) assignment[n] = assignment[p.first_target() + 2 * int64_t(best(s))];
+    if (chosen(key[s], s)) assignment[n] = assignment[p.first_target() + 2 * int64_t(target(s))];
   }
 }
 
@@ -196,7 +196,7 @@ constexpr int BLOCKS = 1;
 // What a block keeps of its sample, besides a tile.
 struct alignas(16) Sample {
   uint64_t key[MOST_SOURCES];
-  uint16_t best[MOST_SOURCES];
+  uint16_t target[MOST_SOURCES];
   Counts counts;
 };
 
@@ -213,11 +213,11 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<SIDE>) merging_match_kernel(co
     find_best<T, SIDE>(p, b, first, count, state, operands);
     for (int i = threadIdx.x; i < count; i += THREADS) {
       sample.key[first + i] = key_of(p, b, p.first_source() + 2 * (first + i), state.similarity[i]);
-      sample.best[first + i] = uint16_t(state.best[i]);
+      sample.target[first + i] = uint16_t(state.target[i]);
     }
     __syncthreads();  // the next sources may take their places
   }
-  write_maps(p, b, sample.key, [&](int s) { return sample.best[s]; }, sample.counts);
+  write_maps(p, b, sample.key, [&](int s) { return sample.target[s]; }, sample.counts);
 }
 
 template <typename T>
@@ -232,14 +232,14 @@ __global__ void __launch_bounds__(THREADS) merging_match_similarities_kernel(con
   find_best<T, LARGE>(p, b, first, count, state, operands);
   for (int i = threadIdx.x; i < count; i += THREADS) {
     p.key[b * sources + first + i] = key_of(p, b, p.first_source() + 2 * (first + i), state.similarity[i]);
-    p.best[b * sources + first + i] = state.best[i];
+    p.target[b * sources + first + i] = state.target[i];
   }
 }
 
 __global__ void __launch_bounds__(THREADS, 2) merging_match_maps_kernel(const __grid_constant__ Match p) {
   __shared__ Counts counts;
   const int64_t b = blockIdx.x, first = b * p.sources();
-  write_maps(p, b, p.key + first, [&](int s) { return p.best[first + s]; }, counts);
+  write_maps(p, b, p.key + first, [&](int s) { return p.target[first + s]; }, counts);
 }
 
 int side(const Match& p) { return p.sources() <= TILE<1> && p.targets() <= TILE<1> ? 1 : LARGE; }

@@ -53,7 +53,7 @@ int64_t rows_per_block(const MergeRows& p) {
 template <typename T, int V>
 using Bits = std::conditional_t<V == 1, T, uint4>;
 
-// A row number, or the nearest where it is none: no map may lead outside of the tensors.
+// A row number, or the nearest where it is none: no index may lead outside of the tensors.
 __device__ inline int64_t within(int64_t row, int64_t rows) { return row < 0 ? 0 : row < rows ? row : rows - 1; }
 
 // to = change(from), by a warp. Loops are not unrolled: nvcc would cut the 16-byte stores to pieces.
@@ -159,15 +159,15 @@ struct Rows {
       const unsigned own = __ballot_sync(~0u, row >= 0);
       if (lane == 0) shared.found[warp] = __popc(own);
       __syncthreads();
-      int place = before + __popc(own & ((1u << lane) - 1));
+      int position = before + __popc(own & ((1u << lane) - 1));
       for (int w = 0; w < WARPS; ++w) {
-        if (w < warp) place += shared.found[w];
+        if (w < warp) position += shared.found[w];
         before += shared.found[w];
       }
-      if (row >= 0 && place < LISTED) {
-        shared.listed_row[place] = row;
-        shared.listed_token[place] = int(n);
-        shared.listed_factor[place] = factor_of(n);
+      if (row >= 0 && position < LISTED) {
+        shared.listed_row[position] = row;
+        shared.listed_token[position] = int(n);
+        shared.listed_factor[position] = factor_of(n);
       }
       __syncthreads();  // `found` may be replaced
     }
@@ -175,7 +175,7 @@ struct Rows {
     terms = listed ? before : count;
   }
 
-  // Calls `use(token, factor, place)` for the terms behind the first of an output row, in order, by all lanes.
+  // Calls `use(token, factor, position)` for the terms behind the first of an output row, in order, by all lanes.
   template <typename Use>
   __device__ void for_each_term(int row, Use use) const {
 #pragma unroll 1
@@ -203,11 +203,11 @@ struct Rows {
       float total = size;
       for_each_term(row, [&](int, float factor, int) { total += factor; });
       const float divisor = total > 0.0f ? total : 1.0f;
-      for_each_term(row, [&](int n, float factor, int place) {
-        if (place % WARP != lane) return;  // the lane that has read this place
+      for_each_term(row, [&](int n, float factor, int position) {
+        if (position % WARP != lane) return;  // the lane that has read this position
         const float weight = factor / divisor;
         p.weight[b * p.tokens + n] = weight;
-        if (listed) shared.listed_factor[place] = weight;
+        if (listed) shared.listed_factor[position] = weight;
       });
       __syncwarp();
       if (lane == 0) {

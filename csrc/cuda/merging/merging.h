@@ -30,7 +30,7 @@ struct Match {
 
   // Workspace, used where there are more than ONE_LAUNCH tokens.
   uint64_t* key;  // [B, S] the score of every source as a number that is ordered alike, 0 where it has no target
-  int* best;      // [B, S] its target
+  int* target;    // [B, S] its best target
 
   int64_t* assignment;  // [B, N]
   int64_t* kept;        // [B, N - r]

@@ -24,7 +24,7 @@ constexpr int PIECE = 32;                                // words of a token tha
 constexpr int PITCH = PIECE + 4;                         // words from row to row, so that fragments meet no bank twice
 constexpr int STEP = 8;                                  // words that one product takes
 constexpr float SHORTEST = 0x1p-40f, LONGEST = 0x1p60f;  // rows that are multiplied in float32
-constexpr float ABSENT = -1.0f;                          // scale of a row that is masked, or not there
+constexpr float ABSENT = -1.0f;                          // scale of a row that is masked or out of bounds
 
 template <int SIDE>
 constexpr int TILE = 64 * SIDE;  // sources, and targets
@@ -38,7 +38,7 @@ struct alignas(16) TileState {
   unsigned candidates[WARP_COLUMNS][TILE<SIDE>];  // one bit for each of a warp's targets
   float highest[TILE<SIDE>];                      // approximate cosine of a source, over all tiles so far
   float similarity[TILE<SIDE>];                   // highest cosine, -inf where there is no target
-  int best[TILE<SIDE>];                           // whose
+  int target[TILE<SIDE>];                         // whose
 };
 
 template <int SIDE>
@@ -200,7 +200,7 @@ __device__ inline float approximate(float product, float source_scale, float tar
   return source_scale == 0.0f || target_scale == 0.0f ? 0.0f : product * source_scale * target_scale;
 }
 
-// The best target of sources first to first + count of sample b, count <= TILE: state.similarity and state.best.
+// The best target of sources first to first + count of sample b, count <= TILE: state.similarity and state.target.
 template <typename T, int SIDE>
 __device__ inline void find_best(const Match& p, int64_t b, int first, int count, TileState<SIDE>& state,
                                  uint32_t* operands) {
@@ -217,7 +217,7 @@ __device__ inline void find_best(const Match& p, int64_t b, int first, int count
   for (int i = thread; i < HALF; i += THREADS) {
     state.highest[i] = -INFINITY;
     state.similarity[i] = -INFINITY;
-    state.best[i] = 0;
+    state.target[i] = 0;
   }
 
   for (int start = 0; start < targets; start += HALF) {
@@ -319,7 +319,7 @@ __device__ inline void find_best(const Match& p, int64_t b, int first, int count
       const T* left = sample + (first_row + 2 * int64_t(source)) * p.stride_token;
       const double norm = state.norm[source];
       float highest = state.highest[source], similarity = state.similarity[source];
-      int best = state.best[source];
+      int target = state.target[source];
       for (int w = 0; w < WARP_COLUMNS; ++w) {
         highest = fmaxf(highest, state.maxima[w][source]);
         for (unsigned rest = state.candidates[w][source]; rest && similarity < 1.0f; rest &= rest - 1) {
@@ -332,7 +332,7 @@ __device__ inline void find_best(const Match& p, int64_t b, int first, int count
           }
           if (cosine > similarity) {
             similarity = cosine;
-            best = start + column;
+            target = start + column;
           }
         }
       }
@@ -340,7 +340,7 @@ __device__ inline void find_best(const Match& p, int64_t b, int first, int count
       if (lane == 0) {
         state.highest[source] = highest;
         state.similarity[source] = similarity;
-        state.best[source] = best;
+        state.target[source] = target;
       }
     }
     __syncthreads();  // the tile may be replaced

@@ -133,6 +133,7 @@ __device__ inline void put_row(void* data, Type type, bool vector, int64_t row, 
 
 // --- matrices --------------------------------------------------------------------------------------------------------
 
+// What a lane has of a fragment, straight from global memory.
 __device__ inline float4 fragment_of(const AxisTransform& axis, int m, int k, int lane) {
   const int row = m * axis.row_tile + lane / 4, column = k * axis.column_tile + lane % 4;
   const int second_row = row + axis.row_pair, second_column = column + axis.column_pair;
@@ -171,7 +172,7 @@ __device__ inline bool same(const Matrix& a, const Matrix& b) {
   return a.data == b.data && a.row == b.row && a.column == b.column && a.rows == b.rows && a.columns == b.columns;
 }
 
-// Matrices are read once, in the order of their elements, for all stages that use them or their transposes.
+// Matrices are read once, in the order of their elements, for all passes that use them or their transposes.
 __device__ inline void read_matrices(const SpectralProblem& p, const Block& block, float4* fragments) {
   const int thread = block.warp * WARP + block.lane;
   for (int i = thread; i < p.fragments * WARP; i += THREADS) fragments[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
