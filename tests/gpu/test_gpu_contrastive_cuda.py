@@ -198,13 +198,10 @@ def test_without_tensor_cores_and_copies_in_the_background(dtype, needs_emulated
     """What is compiled for sm_75, whose PTX the emulator does not take, compiled for sm_80."""
     needs_emulated("cuda")
     from emulated_cuda import EmulatedCuda
+    from emulated_cuda.cuda_library import inlined
 
     original = SOURCES / "token_maxima.cu"
-    source = original.read_text(encoding="utf-8")
-    for name in ("contrastive/tile.cuh", "mma.cuh"):
-        header = (SOURCES.parent / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
-        source = source.replace(f'#include "cuda/{name}"\n', header)
-    old = source.replace("__CUDA_ARCH__ >= 800", "false")
+    old = inlined(original).replace("__CUDA_ARCH__ >= 800", "false")
     file = request.config.cache.mkdir("contrastive_without_tensor_cores") / original.name
     if not file.exists() or file.read_text(encoding="utf-8") != old:
         file.write_text(old, encoding="utf-8")
@@ -230,11 +227,11 @@ class Mutation:
 
 MUTATIONS = (
     Mutation("no barrier behind the tile", MAXIMA, "__syncthreads();  // the tile is there", "", "shared_race"),
-    Mutation("texts without mask", MAXIMA, "find_places(p.texts.mask", "find_places(nullptr", WRONG),
+    Mutation("texts without mask", MAXIMA, "find_valid_indices(p.texts.mask", "find_valid_indices(nullptr", WRONG),
     Mutation("sums start again", MAXIMA, "shared.text_sum[1 - next]", "0.0f", WRONG),
     Mutation("rows start again", MAXIMA, "real && goes_on ? state.maxima[row]", "false ? 0.0f", WRONG),
     Mutation("lists replaced too early", GRADIENT, "__syncthreads();  // the lists may be replaced", "", "shared_race"),
-    Mutation("winners without mask", GRADIENT, " && (other_mask == nullptr || other_mask[winner])", "", WRONG),
+    Mutation("winners without mask", GRADIENT, " && (other_mask == nullptr || other_mask[argmax])", "", WRONG),
     Mutation("one sum for all", GRADIENT, "term.row_and_token % WARPS == warp", "true", "shared_race"),
 )
 

@@ -13,8 +13,7 @@ from test_gpu_merging import assert_plan_of_reference, masks, metrics
 import mlip_kernels
 
 SOURCES = Path(mlip_kernels.__file__).parents[1] / "csrc" / "cuda" / "merging"
-HEADERS = ("merging/similarities.cuh", "merging/maps.cuh", "mma.cuh")
-HALF_PRECISION = ("match_as<__half>", "match_as<__nv_bfloat16>")
+HALF_PRECISION = ("launch(__half{})", "launch(__nv_bfloat16{})")
 WRONG, RACE, NOTHING = "wrong result", "global_race", "nothing"
 
 
@@ -42,20 +41,13 @@ MUTATIONS = (
 )  # fmt: skip
 
 
-def whole():
-    """The source with its headers."""
-    source = (SOURCES / "match.cu").read_text(encoding="utf-8")
-    for name in HEADERS:
-        header = (SOURCES.parent / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
-        source = source.replace(f'#include "cuda/{name}"\n', header)
-    return source
-
-
 def mutated(mutation):
-    """The source with the mutation; it must be there, and only once."""
-    source = whole()
-    for function in HALF_PRECISION:
-        source = source.replace(function, "match_as<float>")
+    """The source with its headers and the mutation; it must be there, and only once."""
+    from emulated_cuda.cuda_library import inlined
+
+    source = inlined(SOURCES / "match.cu")
+    for launch in HALF_PRECISION:
+        source = source.replace(launch, "launch(float{})")
     if mutation.before:
         assert source.count(mutation.before) == 1, f"{mutation.name}: not once in the source"
         source = source.replace(mutation.before, mutation.after)
@@ -99,8 +91,10 @@ def test_without_tensor_cores_and_copies_in_the_background(needs_emulated, reque
     """What is compiled for sm_75, whose PTX the emulator does not take, compiled for sm_80, in less shared memory."""
     needs_emulated("cuda")
     from emulated_cuda import EmulatedCuda
+    from emulated_cuda.cuda_library import inlined
 
-    old = whole().replace("__CUDA_ARCH__ >= 800", "false").replace("match_as<__half>", "match_as<float>")
+    old = inlined(SOURCES / "match.cu").replace("__CUDA_ARCH__ >= 800", "false")
+    old = old.replace(HALF_PRECISION[0], "launch(float{})")
     sources = replaced(old, request, "without_tensor_cores")
     cuda = EmulatedCuda("cuda", 80, sources=sources, sized_as=75)
     for dtype in (torch.float32, torch.bfloat16):

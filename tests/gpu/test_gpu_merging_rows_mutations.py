@@ -28,7 +28,7 @@ MUTATIONS = {  # before, after, how it is caught
     "counts replaced too early": ("__syncthreads();  // `found` may be replaced", "", "shared_race"),
     "no barrier behind the kept rows": ("__syncthreads();  // where nothing is removed", "//", "shared_race"),
     "no barrier behind the sizes": ("__syncthreads();  // all rows are weighed", "", "shared_race"),
-    "the list overflows": (" && place < LISTED", "", "out_of_bounds"),
+    "the list overflows": (" && position < LISTED", "", "out_of_bounds"),
     "a list that is too short is trusted": ("listed = before <= LISTED;", "listed = true;", "shared_race"),
     "dropped rows are merged": ("if (row >= 0 && dropped(n)) {", "if (false) {", WRONG),
     "dropped rows are spread": ("p.dropped && p.dropped[first + lane]", "false", WRONG),

@@ -1,5 +1,6 @@
 """What only the CUDA C++ kernels of the spectral family do, and planted faults that are caught."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import mlip_kernels
 from mlip_kernels import use_reference
 from mlip_kernels.testing import assert_as_accurate, assert_identical
 
-SOURCES = Path(mlip_kernels.__file__).parents[1] / "csrc" / "cuda" / "spectral"
+SOURCE = Path(mlip_kernels.__file__).parents[1] / "csrc" / "cuda" / "spectral" / "spectral.cu"
 ARCHITECTURES = (80, 90)
 WRONG, NOTHING = "wrong result", "nothing"
 
@@ -112,48 +113,39 @@ def test_more_bands_than_shared_memory_keeps(channels, dtype, needs_emulated):
         assert_as_accurate(*three)
 
 
-FILTER, GRADIENT = "filtered", "filtered_backward_weight"
-
-
 @dataclass(frozen=True)
 class Mutation:
-    """``after`` in the place of ``before``, in a kernel or what it is made of, is seen as ``caught``."""
+    """``after`` in the place of ``before`` is seen as ``caught``, in a filter or in the gradient of its weight."""
 
     name: str
     before: str
     after: str
     caught: str
-    kernel: str = GRADIENT
 
 
 MUTATIONS = (
     Mutation("nothing", "", "", NOTHING),
-    Mutation("nothing in the filter", "", "", NOTHING, FILTER),
-    Mutation(
-        "no barrier between stages", "  __syncthreads();\n}\n\n// All of a map", "}\n\n// All of a map", "shared_race"
-    ),
+    Mutation("no barrier between passes", "  __syncthreads();\n}\n\n// All that", "}\n\n// All that", "shared_race"),
     Mutation("line replaced too early", "__syncwarp();  // the line has been read", "// the line", "warp_race"),
-    Mutation("no bound on channels", "if (there) sums[where] = *number;", "sums[where] = *number;", "out_of_bounds"),
+    Mutation("no bound on channels", "if (in_bounds) sums[position]", "sums[position]", "out_of_bounds"),
     Mutation("sums start again", "b == blockIdx.y);", "true);", WRONG),
-    Mutation("weights not waited for", "__pipeline_wait_prior(0);", "", "async_copy", FILTER),
-    Mutation(
-        "no barrier behind weights", "    __syncthreads();\n    for (int s", "    for (int s", "shared_race", FILTER
-    ),
+    Mutation("weights not waited for", "__pipeline_wait_prior(0);", "", "async_copy"),
+    Mutation("no barrier behind weights", "    __syncthreads();\n    for (int s", "    for (int s", "shared_race"),
     Mutation("no bound on elements", "if (i >= count) return;", "", "out_of_bounds"),
     Mutation("one split too few", "int64_t split = 0;", "int64_t split = 1;", WRONG),
 )
 
 
 def mutated(mutation, folder):
-    """A copy of a kernel, with what it is made of in it, and with the mutation."""
-    source = (SOURCES / f"{mutation.kernel}.cu").read_text(encoding="utf-8")
-    for name in ("stages.cuh", "kept.cuh"):
-        header = (SOURCES / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
-        source = source.replace(f'#include "cuda/spectral/{name}"\n', header)
+    """The source with its headers and the mutation; kernels of other operators are left empty."""
+    from emulated_cuda.cuda_library import inlined
+
+    source = inlined(SOURCE)
     if mutation.before:
         assert source.count(mutation.before) == 1, f"{mutation.name}: not once in the sources"
         source = source.replace(mutation.before, mutation.after)
-    file = folder / f"{mutation.kernel}.cu"
+    source = re.sub(r"  run_passes<(?!FILTERED>|WEIGHT_GRADIENT>)\w+>\(p, .*\n", "", source)
+    file = folder / SOURCE.name
     if not file.exists() or file.read_text(encoding="utf-8") != source:
         file.write_text(source, encoding="utf-8")
     return file
@@ -172,8 +164,7 @@ def test_planted_faults_are_caught(mutation, needs_emulated, request):
     from ptx_emulator import EmulatorError
 
     folder = request.config.cache.mkdir(f"spectral_mutation_{MUTATIONS.index(mutation)}")
-    original = SOURCES / f"{mutation.kernel}.cu"
-    cuda = EmulatedCuda("cuda", 80, multiprocessors=1, sources={original: mutated(mutation, folder)})
+    cuda = EmulatedCuda("cuda", 80, multiprocessors=1, sources={SOURCE: mutated(mutation, folder)})
     x, weight = tokens(20, 21, 35), filters(20, 35, (4, 5), "rfft")
     with use_reference():
         baseline, truth = gradient_of_weight(x, weight), gradient_of_weight(x.double(), weight.double())

@@ -2,18 +2,13 @@
 #include <tuple>
 
 #include "bindings/cuda/device.h"
-#include "bindings/cuda/launch.h"
-#include "bindings/cuda/types.h"
-#include "cuda/contrastive/pair_cross_entropy.h"
-#include "cuda/contrastive/token_maxima.h"
-#include "cuda/contrastive/token_maxima_backward.h"
+#include "cuda/contrastive/contrastive.h"
 
 namespace mlip::bindings {
 namespace {
 
+namespace kernels = cuda::contrastive;
 using Optional = std::optional<Tensor>;
-
-constexpr int64_t LARGEST_GRID = 0x7fffffff;
 
 // The smallest integer that holds the index of one of `count` tokens: `index_dtype` in mlip_kernels.contrastive.
 ScalarType index_type(int64_t count) {
@@ -22,78 +17,78 @@ ScalarType index_type(int64_t count) {
 
 int index_bytes(int64_t count) { return count <= 256 ? 1 : count <= 32768 ? 2 : 4; }
 
-void check_side(const char* name, int64_t batch, int64_t count, const Optional& mask, const Tensor& share) {
-  MLIP_CHECK(1 <= count && count <= cuda::contrastive::MOST_TOKENS, name, ": expected 1 to ",
-             cuda::contrastive::MOST_TOKENS, " tokens, got ", count);
+void check_side(const char* name, int64_t batch, int64_t count, const Optional& mask, const Tensor& weight) {
+  MLIP_CHECK(1 <= count && count <= kernels::MOST_TOKENS, name, ": expected 1 to ", kernels::MOST_TOKENS,
+             " tokens, got ", count);
   if (mask) check("mask", *mask, {batch, count}, ScalarType::Bool);
-  check("share", share, {batch, count}, ScalarType::Float);
+  check("share", weight, {batch, count}, ScalarType::Float);
 }
 
-cuda::contrastive::TokenSide side(const Tensor& values, const Optional& mask, const Tensor& share) {
-  return {values.const_data_ptr(), values.stride(0),   values.stride(1), rows_are_vectors(values),
-          flags_or_null(mask),     data<float>(share), values.size(0),   int(values.size(1))};
+kernels::TokenSide side(const Tensor& values, const Optional& mask, const Tensor& weight) {
+  return {values.const_data_ptr(), values.stride(0),    values.stride(1), rows_are_vectors(values),
+          flags_or_null(mask),     data<float>(weight), values.size(0),   int(values.size(1))};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
     const Tensor& images_, const Tensor& texts_, const Optional& image_mask_, const Optional& text_mask_,
-    const Tensor& image_share_, const Tensor& text_share_, bool keep_best, bool keep_maxima) {
+    const Tensor& image_weight_, const Tensor& text_weight_, bool keep_argmax, bool keep_maxima) {
   MLIP_CHECK(images_.dim() == 3, "image_tokens: expected [B, N, D]");
   const int64_t batch = images_.size(0), n = images_.size(1), channels = images_.size(2);
   MLIP_CHECK(texts_.dim() == 3, "text_tokens: expected [C, M, D]");
   const int64_t text_batch = texts_.size(0), m = texts_.size(1);
   check("text_tokens", texts_, {text_batch, m, channels}, images_.scalar_type());
   MLIP_CHECK(channels >= 1, "image_tokens: expected at least one channel");
-  check_side("image_tokens", batch, n, image_mask_, image_share_);
-  check_side("text_tokens", text_batch, m, text_mask_, text_share_);
+  check_side("image_tokens", batch, n, image_mask_, image_weight_);
+  check_side("text_tokens", text_batch, m, text_mask_, text_weight_);
 
   const OnDevice device(images_);
   const Tensor images = with_unit_stride(images_), texts = with_unit_stride(texts_);
   const Optional image_mask = contiguous(image_mask_), text_mask = contiguous(text_mask_);
-  const Tensor image_share = torch::stable::contiguous(image_share_);
-  const Tensor text_share = torch::stable::contiguous(text_share_);
+  const Tensor image_weight = torch::stable::contiguous(image_weight_);
+  const Tensor text_weight = torch::stable::contiguous(text_weight_);
   const auto result = [&](std::initializer_list<int64_t> shape, ScalarType type) {
     Tensor tensor = torch::stable::new_empty(images, shape, type);
     if (image_mask || text_mask) torch::stable::zero_(tensor);  // the kernel writes what has a real token
     return tensor;
   };
-  const auto kept = [&](bool wanted, int64_t count, ScalarType type) {
+  const auto if_wanted = [&](bool wanted, int64_t count, ScalarType type) {
     return wanted ? result({batch, text_batch, count}, type) : torch::stable::new_empty(images, {0}, type);
   };
   Tensor per_image = result({batch, text_batch}, ScalarType::Float);
   Tensor per_text = result({text_batch, batch}, ScalarType::Float);
-  Tensor best_text = kept(keep_best, n, keep_best ? index_type(m) : ScalarType::Byte);
-  Tensor best_image = kept(keep_best, m, keep_best ? index_type(n) : ScalarType::Byte);
-  Tensor text_maxima = kept(keep_maxima, n, ScalarType::Float);
-  Tensor image_maxima = kept(keep_maxima, m, ScalarType::Float);
+  Tensor argmax_text = if_wanted(keep_argmax, n, keep_argmax ? index_type(m) : ScalarType::Byte);
+  Tensor argmax_image = if_wanted(keep_argmax, m, keep_argmax ? index_type(n) : ScalarType::Byte);
+  Tensor text_maxima = if_wanted(keep_maxima, n, ScalarType::Float);
+  Tensor image_maxima = if_wanted(keep_maxima, m, ScalarType::Float);
   if (batch > 0 && text_batch > 0) {
-    cuda::contrastive::TokenMaxima problem{};
+    kernels::TokenMaxima problem{};
     problem.type = cuda_type(images.scalar_type());
     problem.channels = channels;
-    problem.images = side(images, image_mask, image_share);
-    problem.texts = side(texts, text_mask, text_share);
+    problem.images = side(images, image_mask, image_weight);
+    problem.texts = side(texts, text_mask, text_weight);
     problem.per_image = mutable_data<float>(per_image);
     problem.per_text = mutable_data<float>(per_text);
-    problem.best_text = keep_best ? best_text.mutable_data_ptr() : nullptr;
-    problem.best_image = keep_best ? best_image.mutable_data_ptr() : nullptr;
+    problem.argmax_text = keep_argmax ? argmax_text.mutable_data_ptr() : nullptr;
+    problem.argmax_image = keep_argmax ? argmax_image.mutable_data_ptr() : nullptr;
     problem.text_maxima = keep_maxima ? mutable_data<float>(text_maxima) : nullptr;
     problem.image_maxima = keep_maxima ? mutable_data<float>(image_maxima) : nullptr;
-    problem.best_text_bytes = index_bytes(m);
-    problem.best_image_bytes = index_bytes(n);
-    MLIP_CHECK(cuda::contrastive::token_maxima_plan(problem), "image_tokens, text_tokens: ", n, " and ", m,
+    problem.argmax_text_bytes = index_bytes(m);
+    problem.argmax_image_bytes = index_bytes(n);
+    MLIP_CHECK(kernels::choose_tiling(problem), "image_tokens, text_tokens: ", n, " and ", m,
                " tokens are more than the shared memory of this GPU has room for");
-    MLIP_CHECK(text_batch <= LARGEST_GRID && cuda::contrastive::token_maxima_blocks(problem) <= LARGEST_GRID,
+    MLIP_CHECK(text_batch <= cuda::LARGEST_GRID && kernels::token_maxima_blocks(problem) <= cuda::LARGEST_GRID,
                "image_tokens, text_tokens: ", batch, " images and ", text_batch,
                " texts are more than one launch takes");
-    cuda::contrastive::token_maxima(problem, device.stream());
+    kernels::token_maxima(problem, device.stream());
     check_launch("contrastive_token_maxima");
   }
-  return {per_image, per_text, best_text, best_image, text_maxima, image_maxima};
+  return {per_image, per_text, argmax_text, argmax_image, text_maxima, image_maxima};
 }
 
-cuda::contrastive::TokenMap token_map(const char* name, const Tensor& map, int64_t batch, int64_t other_batch,
-                                      int64_t count, int64_t found) {
-  check(name, map, {batch, other_batch, count}, index_type(found));
-  return {map.const_data_ptr(), index_bytes(found), map.stride(0), map.stride(1)};
+kernels::Argmax argmax_of(const char* name, const Tensor& indices, int64_t batch, int64_t other_batch, int64_t count,
+                          int64_t found) {
+  check(name, indices, {batch, other_batch, count}, index_type(found));
+  return {indices.const_data_ptr(), index_bytes(found), indices.stride(0), indices.stride(1)};
 }
 
 // Whether every token [*, *, D] can be moved four elements at a time.
@@ -105,27 +100,27 @@ bool in_fours(const Tensor& tokens) {
 }
 
 Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_mean_, const Tensor& others_,
-                             const Optional& mask_, const Optional& other_mask_, const Tensor& share_,
-                             const Tensor& other_share_, const Tensor& best_other_, const Tensor& best_) {
+                             const Optional& mask_, const Optional& other_mask_, const Tensor& weight_,
+                             const Tensor& other_weight_, const Tensor& argmax_other_, const Tensor& argmax_) {
   MLIP_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
   const int64_t other_batch = others_.size(0), m = others_.size(1), channels = others_.size(2);
-  MLIP_CHECK(share_.dim() == 2, "share: expected [B, N]");
-  const int64_t batch = share_.size(0), n = share_.size(1);
-  check_side("tokens", batch, n, mask_, share_);
-  check_side("other_tokens", other_batch, m, other_mask_, other_share_);
+  MLIP_CHECK(weight_.dim() == 2, "share: expected [B, N]");
+  const int64_t batch = weight_.size(0), n = weight_.size(1);
+  check_side("tokens", batch, n, mask_, weight_);
+  check_side("other_tokens", other_batch, m, other_mask_, other_weight_);
   check("grad_mean", grad_mean_, {batch, other_batch}, ScalarType::Float);
   check("grad_other_mean", grad_other_mean_, {other_batch, batch}, ScalarType::Float);
 
   const OnDevice device(others_);
   const auto dense = [](const Tensor& tensor) { return torch::stable::contiguous(tensor); };
-  const Tensor others = with_unit_stride(others_), share = dense(share_), other_share = dense(other_share_);
+  const Tensor others = with_unit_stride(others_), weight = dense(weight_), other_weight = dense(other_weight_);
   const Tensor grad_mean = dense(grad_mean_), grad_other_mean = dense(grad_other_mean_);
   const Optional mask = contiguous(mask_), other_mask = contiguous(other_mask_);
-  const Tensor best_other = with_unit_stride(best_other_), best = with_unit_stride(best_);
+  const Tensor argmax_other = with_unit_stride(argmax_other_), argmax = with_unit_stride(argmax_);
   Tensor grad = torch::stable::new_empty(others, {batch, n, channels});
   if (grad.numel() == 0) return grad;
 
-  cuda::contrastive::TokenMaximaBackward problem{};
+  kernels::TokenMaximaBackward problem{};
   problem.type = cuda_type(others.scalar_type());
   problem.batch = batch;
   problem.other_batch = other_batch;
@@ -139,22 +134,21 @@ Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_
   problem.stride_token = others.stride(1);
   problem.mask = flags_or_null(mask);
   problem.other_mask = flags_or_null(other_mask);
-  problem.share = data<float>(share);
-  problem.other_share = data<float>(other_share);
-  problem.best_other = token_map("best_other", best_other, batch, other_batch, n, m);
-  problem.best = token_map("best", best, batch, other_batch, m, n);
+  problem.weight = data<float>(weight);
+  problem.other_weight = data<float>(other_weight);
+  problem.argmax_other = argmax_of("best_other", argmax_other, batch, other_batch, n, m);
+  problem.argmax = argmax_of("best", argmax, batch, other_batch, m, n);
   problem.vector = in_fours(others) && in_fours(grad);
   problem.grad = grad.mutable_data_ptr();
-  MLIP_CHECK(cuda::contrastive::token_maxima_backward_blocks(problem) <= LARGEST_GRID, "share: ", batch, " rows of ", n,
+  MLIP_CHECK(kernels::token_maxima_backward_blocks(problem) <= cuda::LARGEST_GRID, "share: ", batch, " rows of ", n,
              " tokens are more than one launch takes");
-  cuda::contrastive::token_maxima_backward(problem, device.stream());
+  kernels::token_maxima_backward(problem, device.stream());
   check_launch("contrastive_token_maxima_backward");
   return grad;
 }
 
-cuda::contrastive::PairCrossEntropy pair_problem(const Tensor& logits, const Tensor& labels, bool both,
-                                                 double label_smoothing) {
-  cuda::contrastive::PairCrossEntropy problem{};
+kernels::PairCrossEntropy pair_problem(const Tensor& logits, const Tensor& labels, bool both, double label_smoothing) {
+  kernels::PairCrossEntropy problem{};
   problem.type = cuda_type(logits.scalar_type());
   problem.rows = logits.size(0);
   problem.columns = logits.size(1);
@@ -163,9 +157,9 @@ cuda::contrastive::PairCrossEntropy pair_problem(const Tensor& logits, const Ten
   problem.logits = logits.const_data_ptr();
   problem.stride = logits.stride(0);
   problem.labels = data<int64_t>(labels);
-  const int64_t tiles = cuda::contrastive::pair_cross_entropy_row_tiles(problem) *
-                        cuda::contrastive::pair_cross_entropy_column_tiles(problem);
-  MLIP_CHECK(tiles <= LARGEST_GRID, "logits: ", problem.rows, " x ", problem.columns,
+  const int64_t tiles =
+      kernels::pair_cross_entropy_row_tiles(problem) * kernels::pair_cross_entropy_column_tiles(problem);
+  MLIP_CHECK(tiles <= cuda::LARGEST_GRID, "logits: ", problem.rows, " x ", problem.columns,
              " are more than one launch takes");
   return problem;
 }
@@ -192,11 +186,11 @@ std::tuple<Tensor, Tensor, Tensor> pair_cross_entropy(const Tensor& logits_, con
     torch::stable::zero_(loss);
     return {loss, row_terms, column_terms};
   }
-  cuda::contrastive::PairCrossEntropy problem = pair_problem(logits, labels, both, label_smoothing);
-  Tensor row_partial = result({3, cuda::contrastive::pair_cross_entropy_column_tiles(problem), rows});
-  Tensor column_partial = result({2, cuda::contrastive::pair_cross_entropy_row_tiles(problem), columns});
-  Tensor row_sums = result({4, cuda::contrastive::pair_cross_entropy_line_blocks(rows)}, ScalarType::Double);
-  Tensor column_sums = result({4, cuda::contrastive::pair_cross_entropy_line_blocks(columns)}, ScalarType::Double);
+  kernels::PairCrossEntropy problem = pair_problem(logits, labels, both, label_smoothing);
+  Tensor row_partial = result({3, kernels::pair_cross_entropy_column_tiles(problem), rows});
+  Tensor column_partial = result({2, kernels::pair_cross_entropy_row_tiles(problem), columns});
+  Tensor row_sums = result({4, kernels::pair_cross_entropy_line_blocks(rows)}, ScalarType::Double);
+  Tensor column_sums = result({4, kernels::pair_cross_entropy_line_blocks(columns)}, ScalarType::Double);
   problem.vector = rows_are_vectors(logits);
   problem.row_terms = mutable_data<float>(row_terms);
   problem.column_terms = mutable_data<float>(column_terms);
@@ -205,7 +199,7 @@ std::tuple<Tensor, Tensor, Tensor> pair_cross_entropy(const Tensor& logits_, con
   problem.row_sums = mutable_data<double>(row_sums);
   problem.column_sums = mutable_data<double>(column_sums);
   problem.loss = mutable_data<float>(loss);
-  cuda::contrastive::pair_cross_entropy(problem, device.stream());
+  kernels::pair_cross_entropy(problem, device.stream());
   check_launch("contrastive_pair_cross_entropy");
   return {loss, row_terms, column_terms};
 }
@@ -224,14 +218,14 @@ Tensor pair_cross_entropy_backward(const Tensor& grad, const Tensor& logits_, co
   const Tensor column_terms = torch::stable::contiguous(column_terms_);
   Tensor grad_logits = torch::stable::new_empty(logits, {rows, columns});
   if (rows == 0) return grad_logits;
-  cuda::contrastive::PairCrossEntropy problem = pair_problem(logits, labels, both, label_smoothing);
+  kernels::PairCrossEntropy problem = pair_problem(logits, labels, both, label_smoothing);
   problem.vector =
       rows_are_vectors(logits) && rows_are_vectors(grad_logits) && (!both || rows_are_vectors(column_terms));
   problem.row_terms = mutable_data<float>(row_terms);
   problem.column_terms = mutable_data<float>(column_terms);
   problem.grad = data<float>(grad);
   problem.grad_logits = grad_logits.mutable_data_ptr();
-  cuda::contrastive::pair_cross_entropy_backward(problem, device.stream());
+  kernels::pair_cross_entropy_backward(problem, device.stream());
   check_launch("contrastive_pair_cross_entropy_backward");
   return grad_logits;
 }

@@ -1,5 +1,5 @@
-// How the bindings of the CUDA part find the device and its stream. Nothing else in csrc/ knows of either, so the tests
-// put a header of their own in the place of this one and run the rest without a GPU.
+// What the bindings of the CUDA part share: how they find the device and its stream, register kernels, describe tensors
+// to kernels, and ask what became of a launch.
 //
 // The stream comes from whatever libtorch_cuda is already loaded, and the CUDA runtime is linked statically: neither is
 // needed to load this part, so one binary serves CPU-only, CUDA 12 and CUDA 13 builds of torch (driver permitting).
@@ -9,6 +9,9 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "bindings/tensors.h"
+#include "cuda/elements.h"
+
+#ifndef MLIP_CUDA_KERNELS  // tests without a GPU define it and OnDevice beforehand
 
 // MLIP_CUDA_KERNELS(m) { m.impl(...); } registers kernels in mlip_kernels_cuda, under the key of their device.
 #define MLIP_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(mlip_kernels_cuda, CUDA, m)
@@ -40,5 +43,38 @@ class OnDevice {
   int32_t index_;
   torch::stable::accelerator::DeviceGuard guard_;
 };
+
+}  // namespace mlip::bindings
+
+#endif
+
+namespace mlip::bindings {
+
+// The CUDA runtime reports a failed launch only to those who ask.
+inline void check_launch(const char* name) {
+  const cudaError_t error = cudaGetLastError();
+  MLIP_CHECK(error == cudaSuccess, name, ": ", cudaGetErrorString(error));
+}
+
+inline cuda::Type cuda_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return cuda::Type::float32;
+    case ScalarType::Half:
+      return cuda::Type::float16;
+    case ScalarType::BFloat16:
+      return cuda::Type::bfloat16;
+    default:
+      fail("mlip_kernels: no CUDA kernel for dtype ", type);
+  }
+}
+
+// Whether every row of `tensor` (last dimension, unit stride) can be read 16 bytes at a time.
+inline bool rows_are_vectors(const Tensor& tensor) {
+  const int64_t vector = cuda::vector_of(cuda_type(tensor.scalar_type())), last = tensor.dim() - 1;
+  bool aligned = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0 && tensor.size(last) % vector == 0;
+  for (int64_t i = 0; i < last; ++i) aligned = aligned && (tensor.size(i) == 1 || tensor.stride(i) % vector == 0);
+  return aligned;
+}
 
 }  // namespace mlip::bindings

@@ -26,12 +26,7 @@
 // atomics: the result is bitwise the same from run to run.
 //
 // backward writes the softmax terms of all elements; targets then overwrites the 2 B elements that are labels.
-#include "cuda/contrastive/pair_cross_entropy.h"
-
-#include <cuda_runtime_api.h>
-
-#include "cuda/contrastive/columns.cuh"
-#include "cuda/elements.cuh"
+#include "cuda/contrastive/contrastive.h"
 
 namespace mlip::cuda::contrastive {
 namespace {
@@ -50,8 +45,78 @@ __device__ inline float exponential(float x) {
   return sizeof(T) == 4 ? expf(x) : __expf(x);
 }
 
-// What exponentials are taken below: the largest logit, where there is one.
+// What is subtracted before exponentials: the largest logit, where there is one.
 __device__ inline float origin(float largest) { return largest == -infinity() ? 0.0f : largest; }
+
+// The columns of a thread: V side by side, or 32 apart where rows do not move 16 bytes at a time.
+template <typename T, int V, bool VECTOR>
+struct Columns {
+  int64_t first, columns;  // first of the thread, and how many there are
+  __device__ Columns(int64_t tile, int64_t columns_)
+      : first(tile * WARP * V + threadIdx.x % WARP * (VECTOR ? V : 1)), columns(columns_) {}
+  __device__ int64_t at(int v) const { return first + v * (VECTOR ? 1 : WARP); }
+  __device__ bool has(int v) const { return at(v) < columns; }
+
+  // `otherwise` where no column is
+  template <typename E>
+  __device__ void read(const E* row, float otherwise, float (&to)[V]) const {
+    if (VECTOR) {
+      if (has(0)) {
+        load<V>(row + first, to);
+      } else {
+#pragma unroll
+        for (int v = 0; v < V; ++v) to[v] = otherwise;
+      }
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) to[v] = has(v) ? widen(row[at(v)]) : otherwise;
+    }
+  }
+  __device__ void write(T* row, const float (&from)[V]) const {
+    if (VECTOR) {
+      if (!has(0)) return;
+      Pack<T, V> pack;
+#pragma unroll
+      for (int v = 0; v < V; ++v) pack.element[v] = narrow<T>(from[v]);
+      const uint4 bits = reinterpret_cast<const uint4&>(pack);
+      // One access; of an assignment, the compiler makes several here.
+      asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(row + first)), "r"(bits.x),
+                   "r"(bits.y), "r"(bits.z), "r"(bits.w)
+                   : "memory");
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        if (has(v)) row[at(v)] = narrow<T>(from[v]);
+      }
+    }
+  }
+  // The thread's columns in a tile in shared memory.
+  __device__ void put(float* tile, const float (&from)[V]) const {
+    const int lane = threadIdx.x % WARP;
+    if (VECTOR) {
+#pragma unroll
+      for (int v = 0; v < V; v += 4) {
+        *reinterpret_cast<float4*>(tile + lane * V + v) = make_float4(from[v], from[v + 1], from[v + 2], from[v + 3]);
+      }
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) tile[lane + v * WARP] = from[v];
+    }
+  }
+  __device__ void get(const float* tile, float (&to)[V]) const {
+    const int lane = threadIdx.x % WARP;
+    if (VECTOR) {
+#pragma unroll
+      for (int v = 0; v < V; v += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(tile + lane * V + v);
+        to[v] = four.x, to[v + 1] = four.y, to[v + 2] = four.z, to[v + 3] = four.w;
+      }
+    } else {
+#pragma unroll
+      for (int v = 0; v < V; ++v) to[v] = tile[lane + v * WARP];
+    }
+  }
+};
 
 template <typename T, int V, bool VECTOR>
 __global__ void __launch_bounds__(THREADS)
@@ -88,7 +153,7 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       sum += exponential<T>(values[r][v] - below);
-      distance += columns.there(v) ? values[r][v] - below : 0.0f;
+      distance += columns.has(v) ? values[r][v] - below : 0.0f;
     }
     for (int apart = WARP / 2; apart > 0; apart /= 2) {
       sum += __shfl_xor_sync(~0u, sum, apart);
@@ -187,13 +252,14 @@ __global__ void __launch_bounds__(THREADS)
     float largest = -infinity();
     double total = 0, distances = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const float here = partial[tile * lines], part = partial[(tiles + tile) * lines];
-      const float now = fmaxf(largest, here);
-      total = total * scale(largest, now) + part * scale(here, now);
+      const float tile_largest = partial[tile * lines], part = partial[(tiles + tile) * lines];
+      const float now = fmaxf(largest, tile_largest);
+      total = total * scale(largest, now) + part * scale(tile_largest, now);
       if (of_rows && p.label_smoothing != 0) {
         const int64_t before = tile * size, left = classes - before;
         distances += double(before) * moved(largest, now);
-        distances += double(partial[(2 * tiles + tile) * lines]) + double(left < size ? left : size) * moved(here, now);
+        distances +=
+            double(partial[(2 * tiles + tile) * lines]) + double(left < size ? left : size) * moved(tile_largest, now);
       }
       largest = now;
     }
@@ -309,48 +375,37 @@ unsigned tiles(const PairCrossEntropy& p) {
   return unsigned(pair_cross_entropy_row_tiles(p) * pair_cross_entropy_column_tiles(p));
 }
 
-template <typename T, int V>
-void forward(const PairCrossEntropy& p, cudaStream_t stream) {
-  if (p.vector) {
-    contrastive_pair_cross_entropy_tiles_forward_kernel<T, V, true><<<tiles(p), THREADS, 0, stream>>>(p);
-  } else {
-    contrastive_pair_cross_entropy_tiles_forward_kernel<T, V, false><<<tiles(p), THREADS, 0, stream>>>(p);
-  }
-  const int64_t blocks =
-      pair_cross_entropy_line_blocks(p.rows) + (p.both ? pair_cross_entropy_line_blocks(p.columns) : 0);
-  contrastive_pair_cross_entropy_finish_forward_kernel<T>
-      <<<unsigned(blocks), THREADS, 0, stream>>>(p, int(tile_columns(p)));
-  contrastive_pair_cross_entropy_loss_forward_kernel<<<1, THREADS, 0, stream>>>(p);
-}
-
-template <typename T, int V>
-void backward(const PairCrossEntropy& p, cudaStream_t stream) {
-  if (p.vector) {
-    contrastive_pair_cross_entropy_backward_kernel<T, V, true><<<tiles(p), THREADS, 0, stream>>>(p);
-  } else {
-    contrastive_pair_cross_entropy_backward_kernel<T, V, false><<<tiles(p), THREADS, 0, stream>>>(p);
-  }
-  const unsigned blocks = unsigned(ceil_div(p.rows, THREADS));
-  contrastive_pair_cross_entropy_targets_backward_kernel<T><<<blocks, THREADS, 0, stream>>>(p);
-}
-
 }  // namespace
 
 int64_t pair_cross_entropy_row_tiles(const PairCrossEntropy& p) { return ceil_div(p.rows, ROWS); }
 int64_t pair_cross_entropy_column_tiles(const PairCrossEntropy& p) { return ceil_div(p.columns, tile_columns(p)); }
 int64_t pair_cross_entropy_line_blocks(int64_t lines) { return ceil_div(lines, THREADS); }
 
-#define MLIP_LAUNCH(function)                       \
-  switch (p.type) {                                 \
-    case Type::float32:                             \
-      return function<float, 4>(p, stream);         \
-    case Type::float16:                             \
-      return function<__half, 8>(p, stream);        \
-    case Type::bfloat16:                            \
-      return function<__nv_bfloat16, 8>(p, stream); \
-  }
+void pair_cross_entropy(const PairCrossEntropy& p, cudaStream_t stream) {
+  const int64_t row_blocks = pair_cross_entropy_line_blocks(p.rows);
+  const int64_t column_blocks = p.both ? pair_cross_entropy_line_blocks(p.columns) : 0;
+  dispatch(p.type, [&](auto element) {
+    using T = decltype(element);
+    constexpr int V = 16 / sizeof(T);
+    const auto tiles_kernel = p.vector ? contrastive_pair_cross_entropy_tiles_forward_kernel<T, V, true>
+                                       : contrastive_pair_cross_entropy_tiles_forward_kernel<T, V, false>;
+    tiles_kernel<<<tiles(p), THREADS, 0, stream>>>(p);
+    const auto finish_kernel = contrastive_pair_cross_entropy_finish_forward_kernel<T>;
+    finish_kernel<<<unsigned(row_blocks + column_blocks), THREADS, 0, stream>>>(p, int(tile_columns(p)));
+  });
+  contrastive_pair_cross_entropy_loss_forward_kernel<<<1, THREADS, 0, stream>>>(p);
+}
 
-void pair_cross_entropy(const PairCrossEntropy& p, cudaStream_t stream) { MLIP_LAUNCH(forward) }
-void pair_cross_entropy_backward(const PairCrossEntropy& p, cudaStream_t stream) { MLIP_LAUNCH(backward) }
+void pair_cross_entropy_backward(const PairCrossEntropy& p, cudaStream_t stream) {
+  dispatch(p.type, [&](auto element) {
+    using T = decltype(element);
+    constexpr int V = 16 / sizeof(T);
+    const auto kernel = p.vector ? contrastive_pair_cross_entropy_backward_kernel<T, V, true>
+                                 : contrastive_pair_cross_entropy_backward_kernel<T, V, false>;
+    kernel<<<tiles(p), THREADS, 0, stream>>>(p);
+    const unsigned blocks = unsigned(ceil_div(p.rows, THREADS));
+    contrastive_pair_cross_entropy_targets_backward_kernel<T><<<blocks, THREADS, 0, stream>>>(p);
+  });
+}
 
 }  // namespace mlip::cuda::contrastive

@@ -1,19 +1,18 @@
-// Tiles of 64 x 64 similarities: tokens in shared memory, their products, and the largest in every column. Device code
-// only, for blocks of `THREADS`.
+// Tiles of 64 x 64 similarities: the valid tokens, their copies in shared memory, their products, and the largest in
+// every column. Device code only, for blocks of `THREADS`.
 //
 // Tokens lie in shared memory in pieces of 128 bytes, 64 of them to an operand: a step of the tensor cores takes 32
 // bytes of each, 8 channels of float32 or 16 in half precision. Warp w has columns 16 w to 16 w + 15 of all rows, in
-// groups of 16 rows and eighths of a tile, that is 8 columns; a lane has those that mma.cuh names.
+// groups of 16 rows and eighths of a tile, that is 8 columns; a lane has those that elements.h names.
 #pragma once
 #include <cuda_pipeline_primitives.h>
 
-#include "cuda/contrastive/places.cuh"
-#include "cuda/contrastive/token_maxima.h"
-#include "cuda/elements.cuh"
-#include "cuda/mma.cuh"
+#include "cuda/contrastive/contrastive.h"
 
 namespace mlip::cuda::contrastive {
 
+constexpr int WARPS = 4;
+constexpr int THREADS = WARP * WARPS;
 constexpr int TILE = 64;  // rows and columns
 constexpr int GROUPS = TILE / 16;
 constexpr int PIECE = 32;         // words of a token that are multiplied at a time
@@ -22,16 +21,32 @@ constexpr int STEP = 8;           // words that one product takes
 constexpr int OPERAND = TILE * PITCH;
 constexpr int NOTHING = 0x7fffffff;
 
-// 16 bytes to shared memory, in the background where the GPU can: those at `from`, or zeros. Without a branch, so that
-// the lanes of a warp stay together.
-__device__ inline void copy_vector(uint32_t* to, const void* from, bool there) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from),
-               "r"(there ? 16 : 0)
-               : "memory");
-#else
-  *reinterpret_cast<uint4*>(to) = there ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-#endif
+// Writes to `valid` the 0 <= i < count with mask[first + i], ascending (all, without a mask), and returns how many
+// they are. By all threads of a block; each warp looks at one part, twice: to count, and to write. `counts` has WARPS
+// members. All threads see the result; between two calls with the same `counts` there is a barrier.
+__device__ inline int find_valid_indices(const Flag* mask, int64_t first, int count, uint16_t* valid, int* counts) {
+  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  const int part = (count + THREADS - 1) / THREADS * WARP;
+  const int begin = warp * part, end = begin + part < count ? begin + part : count;
+  const auto real = [&](int i) { return i < end && (mask == nullptr || mask[first + i]); };
+
+  int found = 0;
+  for (int i = begin; i < end; i += WARP) found += __popc(__ballot_sync(~0u, real(i + lane)));
+  if (lane == 0) counts[warp] = found;
+  __syncthreads();
+  int before = 0, total = 0;
+  for (int w = 0; w < WARPS; ++w) {
+    if (w < warp) before += counts[w];
+    total += counts[w];
+  }
+  for (int i = begin; i < end; i += WARP) {
+    const bool is_valid = real(i + lane);
+    const unsigned all = __ballot_sync(~0u, is_valid);
+    if (is_valid) valid[before + __popc(all & ((1u << lane) - 1))] = uint16_t(i + lane);
+    before += __popc(all);
+  }
+  __syncthreads();
+  return total;
 }
 
 // A piece of `rows` tokens, and zeros up to `padded` of them and behind the last channel.
@@ -52,8 +67,8 @@ __device__ inline void copy_piece(uint32_t* to, const TokenSide& side, Offset of
     constexpr int ELEMENTS = PIECE * 4 / sizeof(T);
     for (int i = threadIdx.x; i < padded * ELEMENTS; i += THREADS) {
       const int row = i / ELEMENTS, element = i % ELEMENTS;
-      const bool there = row < rows && element < left;
-      reinterpret_cast<T*>(to + row * PITCH)[element] = there ? from[offset(row) + element] : narrow<T>(0.0f);
+      const bool in_bounds = row < rows && element < left;
+      reinterpret_cast<T*>(to + row * PITCH)[element] = in_bounds ? from[offset(row) + element] : narrow<T>(0.0f);
     }
   }
 }
@@ -112,7 +127,8 @@ __device__ inline void multiply_piece(float (&sums)[GROUPS][2][4], const uint32_
 __device__ inline bool beats(float value, float champion) { return !(value <= champion) && champion == champion; }
 
 // The largest of the `rows` similarities of each of a lane's columns, and its row; all lanes of a column know it.
-__device__ inline void reduce_columns(const float (&sums)[GROUPS][2][4], int rows, float (&maxima)[4], int (&best)[4]) {
+__device__ inline void reduce_columns(const float (&sums)[GROUPS][2][4], int rows, float (&maxima)[4],
+                                      int (&argmax)[4]) {
   const int g = threadIdx.x % WARP / 4;
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
@@ -136,7 +152,7 @@ __device__ inline void reduce_columns(const float (&sums)[GROUPS][2][4], int row
       }
     }
     maxima[c] = value;
-    best[c] = row;
+    argmax[c] = row;
   }
 }
 

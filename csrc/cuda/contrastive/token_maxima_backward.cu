@@ -1,15 +1,15 @@
-// Gradient of the tokens of one side from the means of the best similarities (token_maxima.cu): a token gets its own
-// winner, and the tokens that it has won:
+// Gradient of the tokens of one side from the means of the best similarities (token_maxima.cu): a token gets its
+// argmax, and the tokens whose argmax it is:
 //
-//   dv_bn = sum_c  grad_mean[b, c] share_bn other_c[best_other_bcn]
-//                + grad_other_mean[c, b] sum_{m : best_bcm = n} other_share_cm other_cm
+//   dv_bn = sum_c  grad_mean[b, c] w_bn other_c[argmax_other_bcn]
+//                + grad_other_mean[c, b] sum_{m : argmax_bcm = n} other_w_cm other_cm
 //
-// without terms in which either token is masked: a winner that is masked means that there was none. For the images the
-// other side are the texts; for the texts the two change places, and the maps are read with their strides.
+// without terms in which either token is masked: an argmax that is masked means that there was none. For the images the
+// other side are the texts; for the texts the two change places, and the indices are read with their strides.
 //
-//   others [C, M, D], dv [B, N, D] float32, float16 or bfloat16      maps of 1, 2 or 4 bytes      the rest float32
+//   others [C, M, D], dv [B, N, D] float32, float16 or bfloat16      indices of 1, 2 or 4 bytes      the rest float32
 //
-//   reads     B C (N + M) D of the others, from the L2 cache; the maps, masks and shares
+//   reads     B C (N + M) D of the others, from the L2 cache; the indices, masks and weights
 //   writes    B N D dv
 //   flops     2 B C (N + M) D
 //
@@ -19,16 +19,11 @@
 // those of the tokens that it owns (warp w every eighth, lane l four channels), reading four at once. Nobody else
 // touches its sums, which lie in shared memory: no atomics, one order of adding. The sums of 16 parts are added up
 // apart, so that many round no worse than few.
-#include "cuda/contrastive/token_maxima_backward.h"
-
-#include <cuda_runtime_api.h>
-
-#include "cuda/elements.cuh"
+#include "cuda/contrastive/contrastive.h"
 
 namespace mlip::cuda::contrastive {
 namespace {
 
-constexpr int WARP = 32;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARP * WARPS;
 constexpr int VECTOR = 4;             // channels of a lane
@@ -45,14 +40,14 @@ struct Term {
   float factor;
 };
 
-__device__ inline int index_at(const TokenMap& map, int64_t at) {
-  switch (map.bytes) {
+__device__ inline int index_at(const Argmax& argmax, int64_t at) {
+  switch (argmax.bytes) {
     case 1:
-      return static_cast<const uint8_t*>(map.values)[at];
+      return static_cast<const uint8_t*>(argmax.values)[at];
     case 2:
-      return static_cast<const uint16_t*>(map.values)[at];
+      return static_cast<const uint16_t*>(argmax.values)[at];
     default:
-      return static_cast<const int32_t*>(map.values)[at];
+      return static_cast<const int32_t*>(argmax.values)[at];
   }
 }
 
@@ -112,7 +107,7 @@ __global__ void __launch_bounds__(THREADS, 3)
   const T* others = static_cast<const T*>(p.others) + channel;
 
   const int own_row = first_row + lane;
-  const float share = own_row < p.count ? p.share[b * p.count + own_row] : 0.0f;
+  const float weight = own_row < p.count ? p.weight[b * p.count + own_row] : 0.0f;
 #pragma unroll
   for (int r = 0; r < ROWS_OF_WARP; ++r) {
     run[r * WARPS + warp][lane] = sums[r * WARPS + warp][lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -129,7 +124,8 @@ __global__ void __launch_bounds__(THREADS, 3)
 
   const int parts_of_other = int(ceil_div(p.other_count, PART));
   const int64_t parts = p.other_batch * parts_of_other;
-  // Lists the terms of a part: what its tokens have won, and before the first of them what wins the block's own rows.
+  // Lists the terms of a part: tokens whose argmax is a row of the block, and before the first part the argmax of each
+  // row.
   const auto list = [&](int64_t part, Term* to) {
     const int64_t c = part / parts_of_other;
     const int start = int(part % parts_of_other) * PART;
@@ -141,22 +137,22 @@ __global__ void __launch_bounds__(THREADS, 3)
       length += __popc(all);
     };
     if (start == 0) {
-      int winner = p.other_count;
+      int argmax = p.other_count;
       if (own_row < p.count) {
-        winner = index_at(p.best_other, b * p.best_other.stride_b + c * p.best_other.stride_c + own_row);
+        argmax = index_at(p.argmax_other, b * p.argmax_other.stride_b + c * p.argmax_other.stride_c + own_row);
       }
-      const bool won = unsigned(winner) < unsigned(p.other_count) && (other_mask == nullptr || other_mask[winner]);
-      append(won, lane, winner, p.grad_mean[b * p.other_batch + c] * share);
+      const bool valid = unsigned(argmax) < unsigned(p.other_count) && (other_mask == nullptr || other_mask[argmax]);
+      append(valid, lane, argmax, p.grad_mean[b * p.other_batch + c] * weight);
     }
     const float grad = p.grad_other_mean[c * p.batch + b];
-    const int64_t best = b * p.best.stride_b + c * p.best.stride_c;
+    const int64_t first_argmax = b * p.argmax.stride_b + c * p.argmax.stride_c;
 #pragma unroll
     for (int i = 0; i < PART / WARP; ++i) {
       const int token = start + i * WARP + lane;
-      const bool there = token < p.other_count && (other_mask == nullptr || other_mask[token]);
-      const int row = there ? index_at(p.best, best + token) - first_row : -1;
-      const bool here = 0 <= row && row < ROWS;
-      append(here, row, token, here ? grad * p.other_share[c * p.other_count + token] : 0.0f);
+      const bool valid = token < p.other_count && (other_mask == nullptr || other_mask[token]);
+      const int row = valid ? index_at(p.argmax, first_argmax + token) - first_row : -1;
+      const bool in_block = 0 <= row && row < ROWS;
+      append(in_block, row, token, in_block ? grad * p.other_weight[c * p.other_count + token] : 0.0f);
     }
     return length;
   };
@@ -191,9 +187,9 @@ __global__ void __launch_bounds__(THREADS, 3)
     for (int w = 0; w < WARPS && first + w < parts; ++w) {
       const T* tokens = others + (first + w) / parts_of_other * p.stride_batch;
       for (int start = 0; start < lengths[w]; start += WARP) {
-        const bool there = start + lane < lengths[w];
-        const Term term = there ? terms[w][start + lane] : Term{0, 0.0f};
-        add(tokens, __ballot_sync(~0u, there && term.row_and_token % WARPS == warp), term);
+        const bool in_bounds = start + lane < lengths[w];
+        const Term term = in_bounds ? terms[w][start + lane] : Term{0, 0.0f};
+        add(tokens, __ballot_sync(~0u, in_bounds && term.row_and_token % WARPS == warp), term);
       }
     }
     if (first / WARPS % RUN == RUN - 1) flush();
@@ -211,11 +207,6 @@ __global__ void __launch_bounds__(THREADS, 3)
   }
 }
 
-template <typename T>
-void launch(const TokenMaximaBackward& p, cudaStream_t stream) {
-  contrastive_token_maxima_backward_kernel<T><<<unsigned(token_maxima_backward_blocks(p)), THREADS, 0, stream>>>(p);
-}
-
 }  // namespace
 
 int64_t token_maxima_backward_blocks(const TokenMaximaBackward& p) {
@@ -223,14 +214,10 @@ int64_t token_maxima_backward_blocks(const TokenMaximaBackward& p) {
 }
 
 void token_maxima_backward(const TokenMaximaBackward& p, cudaStream_t stream) {
-  switch (p.type) {
-    case Type::float32:
-      return launch<float>(p, stream);
-    case Type::float16:
-      return launch<__half>(p, stream);
-    case Type::bfloat16:
-      return launch<__nv_bfloat16>(p, stream);
-  }
+  dispatch(p.type, [&](auto element) {
+    const unsigned blocks = unsigned(token_maxima_backward_blocks(p));
+    contrastive_token_maxima_backward_kernel<decltype(element)><<<blocks, THREADS, 0, stream>>>(p);
+  });
 }
 
 }  // namespace mlip::cuda::contrastive

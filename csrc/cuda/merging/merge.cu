@@ -22,18 +22,11 @@
 // that the list has no room for it, the votes are over the removed rows themselves.
 //
 // spread: a warp owns four input rows.
-#include "cuda/merging/merge.h"
+#include "cuda/merging/merging.h"
 
-#include <cuda_runtime_api.h>
-
-#include <type_traits>
-
-#include "cuda/elements.cuh"
-
-namespace mlip::cuda {
+namespace mlip::cuda::merging {
 namespace {
 
-constexpr int WARP = 32;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARP * WARPS;
 constexpr int BLOCKS = 3;                  // of merge and combine on a multiprocessor
@@ -60,7 +53,7 @@ int64_t rows_per_block(const MergeRows& p) {
 template <typename T, int V>
 using Bits = std::conditional_t<V == 1, T, uint4>;
 
-// A row number, or the nearest where it is none: no map may lead outside of the tensors.
+// A row number, or the nearest where it is none: no index may lead outside of the tensors.
 __device__ inline int64_t within(int64_t row, int64_t rows) { return row < 0 ? 0 : row < rows ? row : rows - 1; }
 
 // to = change(from), by a warp. Loops are not unrolled: nvcc would cut the 16-byte stores to pieces.
@@ -166,15 +159,15 @@ struct Rows {
       const unsigned own = __ballot_sync(~0u, row >= 0);
       if (lane == 0) shared.found[warp] = __popc(own);
       __syncthreads();
-      int place = before + __popc(own & ((1u << lane) - 1));
+      int position = before + __popc(own & ((1u << lane) - 1));
       for (int w = 0; w < WARPS; ++w) {
-        if (w < warp) place += shared.found[w];
+        if (w < warp) position += shared.found[w];
         before += shared.found[w];
       }
-      if (row >= 0 && place < LISTED) {
-        shared.listed_row[place] = row;
-        shared.listed_token[place] = int(n);
-        shared.listed_factor[place] = factor_of(n);
+      if (row >= 0 && position < LISTED) {
+        shared.listed_row[position] = row;
+        shared.listed_token[position] = int(n);
+        shared.listed_factor[position] = factor_of(n);
       }
       __syncthreads();  // `found` may be replaced
     }
@@ -182,7 +175,7 @@ struct Rows {
     terms = listed ? before : count;
   }
 
-  // Calls `use(token, factor, place)` for the terms behind the first of an output row, in order, by all lanes.
+  // Calls `use(token, factor, position)` for the terms behind the first of an output row, in order, by all lanes.
   template <typename Use>
   __device__ void for_each_term(int row, Use use) const {
 #pragma unroll 1
@@ -210,11 +203,11 @@ struct Rows {
       float total = size;
       for_each_term(row, [&](int, float factor, int) { total += factor; });
       const float divisor = total > 0.0f ? total : 1.0f;
-      for_each_term(row, [&](int n, float factor, int place) {
-        if (place % WARP != lane) return;  // the lane that has read this place
+      for_each_term(row, [&](int n, float factor, int position) {
+        if (position % WARP != lane) return;  // the lane that has read this position
         const float weight = factor / divisor;
         p.weight[b * p.tokens + n] = weight;
-        if (listed) shared.listed_factor[place] = weight;
+        if (listed) shared.listed_factor[position] = weight;
       });
       __syncwarp();
       if (lane == 0) {
@@ -331,44 +324,31 @@ __global__ void __launch_bounds__(THREADS) merging_spread_kernel(const MergeRows
   }
 }
 
-template <typename T, int V>
-void merge(const MergeRows& p, cudaStream_t stream) {
-  const Launch launch = merge_launch(p);
-  merging_merge_kernel<T, V><<<unsigned(launch.grid_x), launch.block_x, 0, stream>>>(p, int(rows_per_block(p)));
-}
-
-template <typename T, int V>
-void combine(const MergeRows& p, cudaStream_t stream) {
-  const Launch launch = merge_launch(p);
-  merging_combine_kernel<T, V><<<unsigned(launch.grid_x), launch.block_x, 0, stream>>>(p, int(rows_per_block(p)));
-}
-
-template <typename T, int V>
-void spread(const MergeRows& p, cudaStream_t stream) {
-  const Launch launch = spread_launch(p);
-  merging_spread_kernel<T, V><<<unsigned(launch.grid_x), launch.block_x, 0, stream>>>(p);
-}
-
 }  // namespace
 
-Launch merge_launch(const MergeRows& p) { return {p.batch * ceil_div(p.outputs, rows_per_block(p)), 1, THREADS, 1}; }
+int64_t merge_blocks(const MergeRows& p) { return p.batch * ceil_div(p.outputs, rows_per_block(p)); }
 
-Launch spread_launch(const MergeRows& p) { return {ceil_div(p.batch * p.tokens, WARPS * SPREAD_ROWS), 1, THREADS, 1}; }
+int64_t spread_blocks(const MergeRows& p) { return ceil_div(p.batch * p.tokens, WARPS * SPREAD_ROWS); }
 
-// One launcher per kernel, over the element type and whether rows are moved 16 bytes at a time.
-#define MLIP_LAUNCH(function)                                                                              \
-  switch (problem.type) {                                                                                  \
-    case Type::float32:                                                                                    \
-      return problem.vector ? function<float, 4>(problem, stream) : function<float, 1>(problem, stream);   \
-    case Type::float16:                                                                                    \
-      return problem.vector ? function<__half, 8>(problem, stream) : function<__half, 1>(problem, stream); \
-    case Type::bfloat16:                                                                                   \
-      return problem.vector ? function<__nv_bfloat16, 8>(problem, stream)                                  \
-                            : function<__nv_bfloat16, 1>(problem, stream);                                 \
-  }
+void merge_rows(const MergeRows& p, cudaStream_t stream) {
+  dispatch(p.type, p.vector, [&](auto element, auto vector) {
+    const auto kernel = merging_merge_kernel<decltype(element), decltype(vector)::value>;
+    kernel<<<unsigned(merge_blocks(p)), THREADS, 0, stream>>>(p, int(rows_per_block(p)));
+  });
+}
 
-void merge_rows(const MergeRows& problem, cudaStream_t stream) { MLIP_LAUNCH(merge) }
-void combine_rows(const MergeRows& problem, cudaStream_t stream) { MLIP_LAUNCH(combine) }
-void spread_rows(const MergeRows& problem, cudaStream_t stream) { MLIP_LAUNCH(spread) }
+void combine_rows(const MergeRows& p, cudaStream_t stream) {
+  dispatch(p.type, p.vector, [&](auto element, auto vector) {
+    const auto kernel = merging_combine_kernel<decltype(element), decltype(vector)::value>;
+    kernel<<<unsigned(merge_blocks(p)), THREADS, 0, stream>>>(p, int(rows_per_block(p)));
+  });
+}
 
-}  // namespace mlip::cuda
+void spread_rows(const MergeRows& p, cudaStream_t stream) {
+  dispatch(p.type, p.vector, [&](auto element, auto vector) {
+    const auto kernel = merging_spread_kernel<decltype(element), decltype(vector)::value>;
+    kernel<<<unsigned(spread_blocks(p)), THREADS, 0, stream>>>(p);
+  });
+}
+
+}  // namespace mlip::cuda::merging

@@ -13,13 +13,10 @@
 #pragma once
 #include <cuda_pipeline_primitives.h>
 
-#include "cuda/elements.cuh"
-#include "cuda/merging/match.h"
-#include "cuda/mma.cuh"
+#include "cuda/merging/merging.h"
 
 namespace mlip::cuda::merging {
 
-constexpr int WARP = 32;
 constexpr int WARPS = 16;
 constexpr int THREADS = WARP * WARPS;
 constexpr int WARP_ROWS = 4, WARP_COLUMNS = 4;           // of warps, in a tile
@@ -27,7 +24,7 @@ constexpr int PIECE = 32;                                // words of a token tha
 constexpr int PITCH = PIECE + 4;                         // words from row to row, so that fragments meet no bank twice
 constexpr int STEP = 8;                                  // words that one product takes
 constexpr float SHORTEST = 0x1p-40f, LONGEST = 0x1p60f;  // rows that are multiplied in float32
-constexpr float ABSENT = -1.0f;                          // scale of a row that is masked, or not there
+constexpr float ABSENT = -1.0f;                          // scale of a row that is masked or out of bounds
 
 template <int SIDE>
 constexpr int TILE = 64 * SIDE;  // sources, and targets
@@ -41,7 +38,7 @@ struct alignas(16) TileState {
   unsigned candidates[WARP_COLUMNS][TILE<SIDE>];  // one bit for each of a warp's targets
   float highest[TILE<SIDE>];                      // approximate cosine of a source, over all tiles so far
   float similarity[TILE<SIDE>];                   // highest cosine, -inf where there is no target
-  int best[TILE<SIDE>];                           // whose
+  int target[TILE<SIDE>];                         // whose
 };
 
 template <int SIDE>
@@ -87,17 +84,6 @@ __device__ inline void multiply_add_parts(float (&d)[4], const Parts<4>& a, cons
 #endif
 }
 
-// 16 bytes to shared memory, in the background where the GPU can: those at `from`, or zeros.
-__device__ inline void copy_vector(uint32_t* to, const void* from, bool there) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from),
-               "r"(there ? 16 : 0)
-               : "memory");
-#else
-  *reinterpret_cast<uint4*>(to) = there ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-#endif
-}
-
 // A piece of tokens n = first + 2 i, i < count, and zeros up to `padded` rows and behind the last channel.
 template <typename T>
 __device__ inline void copy_piece(const Match& p, const T* sample, int first, int count, int padded, int64_t channel,
@@ -109,18 +95,18 @@ __device__ inline void copy_piece(const Match& p, const T* sample, int first, in
 #pragma unroll 1
     for (int i = threadIdx.x; i < padded * VECTORS; i += THREADS) {
       const int row = i / VECTORS, vector = i % VECTORS;
-      const bool there = row < count && vector * VECTOR < left;
-      const int64_t offset = there ? (first + 2 * int64_t(row)) * p.stride_token + vector * VECTOR : 0;
-      copy_vector(to + row * PITCH + vector * 4, from + offset, there);
+      const bool in_bounds = row < count && vector * VECTOR < left;
+      const int64_t offset = in_bounds ? (first + 2 * int64_t(row)) * p.stride_token + vector * VECTOR : 0;
+      copy_vector(to + row * PITCH + vector * 4, from + offset, in_bounds);
     }
   } else {
     constexpr int ELEMENTS = PIECE * 4 / sizeof(T);
 #pragma unroll 1
     for (int i = threadIdx.x; i < padded * ELEMENTS; i += THREADS) {
       const int row = i / ELEMENTS, element = i % ELEMENTS;
-      const bool there = row < count && element < left;
+      const bool in_bounds = row < count && element < left;
       reinterpret_cast<T*>(to + row * PITCH)[element] =
-          there ? from[(first + 2 * int64_t(row)) * p.stride_token + element] : narrow<T>(0.0f);
+          in_bounds ? from[(first + 2 * int64_t(row)) * p.stride_token + element] : narrow<T>(0.0f);
     }
   }
 }
@@ -214,7 +200,7 @@ __device__ inline float approximate(float product, float source_scale, float tar
   return source_scale == 0.0f || target_scale == 0.0f ? 0.0f : product * source_scale * target_scale;
 }
 
-// The best target of sources first to first + count of sample b, count <= TILE: state.similarity and state.best.
+// The best target of sources first to first + count of sample b, count <= TILE: state.similarity and state.target.
 template <typename T, int SIDE>
 __device__ inline void find_best(const Match& p, int64_t b, int first, int count, TileState<SIDE>& state,
                                  uint32_t* operands) {
@@ -231,7 +217,7 @@ __device__ inline void find_best(const Match& p, int64_t b, int first, int count
   for (int i = thread; i < HALF; i += THREADS) {
     state.highest[i] = -INFINITY;
     state.similarity[i] = -INFINITY;
-    state.best[i] = 0;
+    state.target[i] = 0;
   }
 
   for (int start = 0; start < targets; start += HALF) {
@@ -333,7 +319,7 @@ __device__ inline void find_best(const Match& p, int64_t b, int first, int count
       const T* left = sample + (first_row + 2 * int64_t(source)) * p.stride_token;
       const double norm = state.norm[source];
       float highest = state.highest[source], similarity = state.similarity[source];
-      int best = state.best[source];
+      int target = state.target[source];
       for (int w = 0; w < WARP_COLUMNS; ++w) {
         highest = fmaxf(highest, state.maxima[w][source]);
         for (unsigned rest = state.candidates[w][source]; rest && similarity < 1.0f; rest &= rest - 1) {
@@ -346,7 +332,7 @@ __device__ inline void find_best(const Match& p, int64_t b, int first, int count
           }
           if (cosine > similarity) {
             similarity = cosine;
-            best = start + column;
+            target = start + column;
           }
         }
       }
@@ -354,7 +340,7 @@ __device__ inline void find_best(const Match& p, int64_t b, int first, int count
       if (lane == 0) {
         state.highest[source] = highest;
         state.similarity[source] = similarity;
-        state.best[source] = best;
+        state.target[source] = target;
       }
     }
     __syncthreads();  // the tile may be replaced

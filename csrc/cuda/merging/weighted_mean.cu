@@ -17,22 +17,16 @@
 //
 // backward, products: a warp owns a token.
 // centre: a block owns a batch element.
-#include "cuda/merging/weighted_mean.h"
+#include "cuda/merging/merging.h"
 
-#include <cuda_runtime_api.h>
-
-#include "cuda/elements.cuh"
-
-namespace mlip::cuda {
+namespace mlip::cuda::merging {
 namespace {
 
-constexpr int WARP = 32;
 constexpr int WARPS = 8;
 constexpr int THREADS = WARP * WARPS;
 constexpr int ROWS = 4;                    // tokens that a warp has in flight at once
 constexpr int64_t BLOCKS_WANTED = 512;     // a few for each multiprocessor of a large GPU
 constexpr int64_t TOKENS_PER_SPLIT = 256;  // at least, so that a split is worth its partial sums
-constexpr int64_t LARGEST_GRID = 0x7fffffff;
 
 __device__ inline float weight_of(const WeightedMean& p, int64_t b, int64_t n) {
   return p.weight ? p.weight[b * p.tokens + n] : 1.0f;
@@ -115,12 +109,12 @@ __global__ void __launch_bounds__(THREADS) weighted_mean_backward_kernel(const W
     const int64_t b = row / p.tokens, n = row % p.tokens;
     const T* grad = static_cast<const T*>(p.grad) + b * p.channels;
     T* grad_x = static_cast<T*>(p.grad_x) + row * p.channels;
-    const float share = ratio(weight_of(p, b, n), p.known_total[b]);
+    const float normalized_weight = ratio(weight_of(p, b, n), p.known_total[b]);
     for (int64_t d = threadIdx.x * V; d < p.channels; d += WARP * V) {
       float values[V];
       load<V>(grad + d, values);
 #pragma unroll
-      for (int v = 0; v < V; ++v) values[v] = n < p.prefix ? 0.0f : share * values[v];
+      for (int v = 0; v < V; ++v) values[v] = n < p.prefix ? 0.0f : normalized_weight * values[v];
       store<V>(grad_x + d, values);
     }
   }
@@ -174,32 +168,10 @@ int64_t column_blocks(Type type, int64_t channels, bool vector) {
   return ceil_div(channels, WARP * (vector ? vector_of(type) : 1));
 }
 
-int64_t at_most_largest_grid(int64_t blocks) { return blocks < LARGEST_GRID ? blocks : LARGEST_GRID; }
-
-dim3 grid(const Launch& launch) { return dim3(unsigned(launch.grid_x), unsigned(launch.grid_y)); }
-dim3 block(const Launch& launch) { return dim3(unsigned(launch.block_x), unsigned(launch.block_y)); }
-
-template <typename T, int V>
-void forward(const WeightedMean& p, cudaStream_t stream) {
-  const Launch sums = weighted_mean_sums_launch(p);
-  weighted_mean_sums_forward_kernel<T, V><<<grid(sums), block(sums), 0, stream>>>(p);
-  if (p.splits == 1) return;
-  const Launch finish = weighted_mean_finish_launch(p);
-  weighted_mean_finish_forward_kernel<T><<<grid(finish), block(finish), 0, stream>>>(p);
-}
-
-template <typename T, int V>
-void backward(const WeightedMean& p, cudaStream_t stream) {
-  const Launch rows = weighted_mean_rows_launch(p);
-  weighted_mean_backward_kernel<T, V><<<grid(rows), block(rows), 0, stream>>>(p);
-}
-
-template <typename T, int V>
-void backward_weight(const WeightedMean& p, cudaStream_t stream) {
-  const Launch rows = weighted_mean_rows_launch(p);
-  weighted_mean_products_backward_kernel<T, V><<<grid(rows), block(rows), 0, stream>>>(p);
-  const Launch centre = weighted_mean_centre_launch(p);
-  weighted_mean_centre_backward_kernel<<<grid(centre), block(centre), 0, stream>>>(p);
+// Blocks of the kernels in which a warp goes from token to token.
+unsigned row_blocks(const WeightedMean& p) {
+  const int64_t blocks = ceil_div(p.batch * p.tokens, WARPS);
+  return unsigned(blocks < LARGEST_GRID ? blocks : LARGEST_GRID);
 }
 
 }  // namespace
@@ -212,34 +184,30 @@ int64_t weighted_mean_splits(Type type, int64_t batch, int64_t tokens, int64_t c
   return splits < 1 ? 1 : splits;
 }
 
-Launch weighted_mean_sums_launch(const WeightedMean& p) {
-  return {p.batch * column_blocks(p.type, p.channels, p.vector), p.splits, WARP, WARPS};
+void weighted_mean_forward(const WeightedMean& p, cudaStream_t stream) {
+  dispatch(p.type, p.vector, [&](auto element, auto vector) {
+    using T = decltype(element);
+    const dim3 grid(unsigned(p.batch * column_blocks(p.type, p.channels, p.vector)), unsigned(p.splits));
+    weighted_mean_sums_forward_kernel<T, decltype(vector)::value><<<grid, dim3(WARP, WARPS), 0, stream>>>(p);
+    if (p.splits == 1) return;
+    const unsigned blocks = unsigned(ceil_div(p.batch * p.channels, THREADS));
+    weighted_mean_finish_forward_kernel<T><<<blocks, THREADS, 0, stream>>>(p);
+  });
 }
 
-Launch weighted_mean_finish_launch(const WeightedMean& p) {
-  return {ceil_div(p.batch * p.channels, THREADS), 1, THREADS, 1};
+void weighted_mean_backward(const WeightedMean& p, cudaStream_t stream) {
+  dispatch(p.type, p.vector, [&](auto element, auto vector) {
+    const auto kernel = weighted_mean_backward_kernel<decltype(element), decltype(vector)::value>;
+    kernel<<<row_blocks(p), dim3(WARP, WARPS), 0, stream>>>(p);
+  });
 }
 
-Launch weighted_mean_rows_launch(const WeightedMean& p) {
-  return {at_most_largest_grid(ceil_div(p.batch * p.tokens, WARPS)), 1, WARP, WARPS};
+void weighted_mean_backward_weight(const WeightedMean& p, cudaStream_t stream) {
+  dispatch(p.type, p.vector, [&](auto element, auto vector) {
+    const auto kernel = weighted_mean_products_backward_kernel<decltype(element), decltype(vector)::value>;
+    kernel<<<row_blocks(p), dim3(WARP, WARPS), 0, stream>>>(p);
+  });
+  weighted_mean_centre_backward_kernel<<<unsigned(p.batch), THREADS, 0, stream>>>(p);
 }
 
-Launch weighted_mean_centre_launch(const WeightedMean& p) { return {p.batch, 1, THREADS, 1}; }
-
-// One launcher per kernel, over the element type and whether rows are read 16 bytes at a time.
-#define MLIP_LAUNCH(function)                                                                              \
-  switch (problem.type) {                                                                                  \
-    case Type::float32:                                                                                    \
-      return problem.vector ? function<float, 4>(problem, stream) : function<float, 1>(problem, stream);   \
-    case Type::float16:                                                                                    \
-      return problem.vector ? function<__half, 8>(problem, stream) : function<__half, 1>(problem, stream); \
-    case Type::bfloat16:                                                                                   \
-      return problem.vector ? function<__nv_bfloat16, 8>(problem, stream)                                  \
-                            : function<__nv_bfloat16, 1>(problem, stream);                                 \
-  }
-
-void weighted_mean_forward(const WeightedMean& problem, cudaStream_t stream) { MLIP_LAUNCH(forward) }
-void weighted_mean_backward(const WeightedMean& problem, cudaStream_t stream) { MLIP_LAUNCH(backward) }
-void weighted_mean_backward_weight(const WeightedMean& problem, cudaStream_t stream) { MLIP_LAUNCH(backward_weight) }
-
-}  // namespace mlip::cuda
+}  // namespace mlip::cuda::merging

@@ -1,8 +1,8 @@
 """CUDA C++ operators without a GPU: their launchers as compiled code, their kernels as PTX.
 
 The launchers (the host part of ``csrc/cuda``, and ``csrc/bindings/cuda``) are compiled as `setup.py` does, then linked
-with ``cudart.cpp`` in the place of the CUDA runtime, and with ``include/`` in front of ``csrc/`` for the one header
-that knows a device. That registers the operators of ``mlip_kernels_cuda`` for CPU tensors, beside the real part, which
+with ``cudart.cpp`` in the place of the CUDA runtime, and with ``include/`` in front of ``csrc/`` for what the bindings
+know of a device. That registers the operators of ``mlip_kernels_cuda`` for CPU tensors, beside the real part, which
 has the CUDA key. The kernels are compiled with the same flags to PTX, with line numbers.
 """
 
@@ -152,6 +152,23 @@ def operator(name: str) -> tuple[Callable | None, str]:
 def compile_ptx(source: Path, arch: int) -> str:
     """A CUDA C++ file that lies elsewhere, compiled with the same flags; the result is put beside it."""
     return _compile_ptx((source,), arch, source.parent / f"sm_{arch}", [source.with_suffix(".ptx").name])[0]
+
+
+def inlined(source: Path) -> str:
+    """A CUDA C++ file with every header of ours in the place of its first inclusion, so that all can be changed."""
+    seen: set[str] = set()
+
+    def text(file: Path) -> str:
+        return re.sub(r'^#include "(.+)"$', header, file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+    def header(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name in seen:
+            return ""
+        seen.add(name)
+        return text(ROOT / "csrc" / name).replace("#pragma once\n", "")
+
+    return text(source)
 
 
 def plain_names(text: str) -> str:

@@ -1,4 +1,4 @@
-// Stands in for csrc/bindings/cuda/device.h where there is no GPU: tensors lie in the CPU's memory, there is one device
+// Stands before csrc/bindings/cuda/device.h where there is no GPU: tensors lie in the CPU's memory, there is one device
 // and one stream, and kernels are registered under the key of CPU tensors.
 #pragma once
 #include <cuda_runtime_api.h>
@@ -16,3 +16,5 @@ class OnDevice {
 };
 
 }  // namespace mlip::bindings
+
+#include_next "bindings/cuda/device.h"

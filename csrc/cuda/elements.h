@@ -1,4 +1,97 @@
-// Products of 16x8 and 8x8 matrices by the tensor cores of a warp, as accurate as float32. Device code only.
+// Elements of tensors as CUDA kernels of all families see them: their types, how they are read, written and copied, and
+// products of small matrices of them on tensor cores. Compilers that know no devices read the first part only. No torch
+// headers.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define MLIP_HOST_DEVICE __host__ __device__
+#else
+#define MLIP_HOST_DEVICE
+#endif
+
+namespace mlip::cuda {
+
+// An element of a mask. Torch takes any byte but 0 for true, as a condition on this does. What a C++ bool does that
+// holds another byte than 0 or 1 is not defined, so nothing reads masks as one.
+using Flag = uint8_t;
+
+enum class Type { float32, float16, bfloat16 };
+
+constexpr int64_t size_of(Type type) { return type == Type::float32 ? 4 : 2; }
+
+// Elements in one 16-byte access.
+constexpr int64_t vector_of(Type type) { return 16 / size_of(type); }
+
+constexpr int WARP = 32;
+constexpr int64_t LARGEST_GRID = 0x7fffffff;  // blocks of one launch
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#ifdef __CUDACC__
+
+// --- reading and writing, as float, V elements at a time -------------------------------------------------------------
+
+__device__ inline float widen(float value) { return value; }
+__device__ inline float widen(__half value) { return __half2float(value); }
+__device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <typename T>
+__device__ inline T narrow(float value);
+template <>
+__device__ inline float narrow<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline __half narrow<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+// V elements that lie together and move in one access.
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T element[V];
+};
+
+template <int V, typename T>
+__device__ inline void load(const T* from, float (&to)[V]) {
+  const auto pack = *reinterpret_cast<const Pack<T, V>*>(from);
+#pragma unroll
+  for (int v = 0; v < V; ++v) to[v] = widen(pack.element[v]);
+}
+
+template <int V, typename T>
+__device__ inline void store(T* to, const float (&from)[V]) {
+  Pack<T, V> pack;
+#pragma unroll
+  for (int v = 0; v < V; ++v) pack.element[v] = narrow<T>(from[v]);
+  *reinterpret_cast<Pack<T, V>*>(to) = pack;
+}
+
+// Copies 16 bytes at `from`, or zeros, to shared memory: in the background where the GPU can. Without a branch, so that
+// the lanes of a warp stay together.
+__device__ inline void copy_vector(uint32_t* to, const void* from, bool in_bounds) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from),
+               "r"(in_bounds ? 16 : 0)
+               : "memory");
+#else
+  *reinterpret_cast<uint4*>(to) = in_bounds ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// --- products on tensor cores ----------------------------------------------------------------------------------------
+
+// Products of 16x8 and 8x8 matrices by the tensor cores of a warp, as accurate as float32.
 //
 // TF32 keeps 11 bits of a float, so a float is the sum of three of them: high + low + lowest. Of the nine products of
 // parts, five remain, the others are below the rounding of float32. Lane 4 g + t holds, with g in 0..7 and t in 0..3,
@@ -10,14 +103,8 @@
 // Half precision is multiplied as it is, two elements in each place of a and b: its products are exact in float32.
 //
 // Before sm_80 there is no TF32 and no bfloat16: the lanes then exchange their elements and use float32 arithmetic.
-#pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
-#include <cstdint>
-
-namespace mlip::cuda {
-
+// A float as the sum of three of 11 bits.
 template <int N>
 struct Split {
   float high[N], low[N], lowest[N];
@@ -121,5 +208,31 @@ __device__ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const
   }
 }
 #endif
+
+// --- launches by element type ----------------------------------------------------------------------------------------
+
+// Calls `launch(element)` with an element of a type.
+template <typename Launch>
+void dispatch(Type type, Launch launch) {
+  switch (type) {
+    case Type::float32:
+      return launch(float{});
+    case Type::float16:
+      return launch(__half{});
+    case Type::bfloat16:
+      return launch(__nv_bfloat16{});
+  }
+}
+
+// The same with how many of them move in one access, as a second argument: 16 bytes, or one where rows are no vectors.
+template <typename Launch>
+void dispatch(Type type, bool vector, Launch launch) {
+  dispatch(type, [&](auto element) {
+    using V = std::integral_constant<int, 16 / sizeof(element)>;
+    return vector ? launch(element, V{}) : launch(element, std::integral_constant<int, 1>{});
+  });
+}
+
+#endif  // __CUDACC__
 
 }  // namespace mlip::cuda
