@@ -201,5 +201,5 @@ _backward = define_backward(
     " Tensor column_terms, bool both, float label_smoothing) -> Tensor grad_logits",
     compute=plain.pair_cross_entropy_backward,
     fake=_fake_backward,
-    triton="mlip_kernels.triton.contrastive.pair_cross_entropy_backward:pair_cross_entropy_backward",
+    triton="mlip_kernels.triton.contrastive.pair_cross_entropy:pair_cross_entropy_backward",
 )

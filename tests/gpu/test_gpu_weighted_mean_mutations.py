@@ -52,8 +52,8 @@ MUTATIONS = (
     Mutation(
         "no mask over the tokens of the gradient",
         "triton",
-        "where = (rows < N)[:, None] & (channels < D)[None, :]",
-        "where = (rows < N + BLOCK_N)[:, None] & (channels < D)[None, :]",
+        "in_bounds = (rows < N)[:, None] & (channels < D)[None, :]",
+        "in_bounds = (rows < N + BLOCK_N)[:, None] & (channels < D)[None, :]",
         "out_of_bounds",
     ),
     Mutation(

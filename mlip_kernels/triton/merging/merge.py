@@ -2,21 +2,21 @@
 
     merge     y_o = sum_n w_n x_n over the rows n of output row o, where w_n = size_n / size_o
     combine   the same with given weights w [B, N], or with none
-    spread    x_n = w_n y_a(n), with a(n) the output row of input row n; with no weights y_a(n)
+    spread    unmerge: x_n = w_n y_a(n), with a(n) the output row of input row n; with no weights y_a(n)
 
-    x, y float32, float16 or bfloat16     sizes and weights float32     maps int64     masks boolean
+    x, y float32, float16 or bfloat16     sizes and weights float32     index maps int64     masks boolean
 
-    reads    merge, combine: B N C x; spread: B N' C y, rows of several input rows once for each; the maps, 8 B (N' + r)
-             bytes, and 8 B r more for the output rows of removed rows; sizes or weights
+    reads    merge, combine: B N C x; spread: B N' C y, rows of several input rows once for each; the index maps,
+             8 B (N' + r) bytes, and 8 B r more for the output rows of removed rows; sizes or weights
     writes   B N' C y, for spread B N C x; merge also 4 B N' bytes of sizes and 4 B N of weights
 
-Bound by memory: one multiply-add per element at most. The maps of the removed rows are read by every program of a
-sample, once for combine and twice for merge, all but the first time from a cache.
+Bound by memory: one multiply-add per element at most. Every program of a sample reads the index maps of the removed
+rows, once for combine and twice for merge, all but the first time from a cache.
 
 A program owns ROWS output rows and BLOCK_C channels. It starts from the rows that are kept, walks over the removed
-rows of its sample, SCANNED at a time, and adds those that belong to its rows: in each step one term to every row that
-still has one, so that the number of steps is that of the terms of one row, mostly one or two. The terms of a row are
-added in the order of `removed`, the product rounded before the addition as in plain PyTorch (the launches switch fused
+rows of its sample, SCANNED at a time, and adds those that belong to its rows. Each step adds one term to every row that
+still has one, so there are as many steps as a row has terms, mostly one or two. The terms of a row are added in the
+order of `removed`, and the product is rounded before the addition as in plain PyTorch (the launches switch fused
 multiply-adds off), so that results have the bits of the reference. A row that is alone and has weight 1 is stored as it
 was loaded.
 """
@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlip_kernels.triton.layouts import with_unit_stride
+from mlip_kernels.triton import contiguous, with_unit_stride
 
 ELEMENTS = 4096  # of a program's tile
 WIDTHS = (1024, 512, 256)  # channels of it
@@ -42,15 +42,15 @@ NOT_SPECIALIZED = ("N", "outputs")  # or each size could compile the kernel anew
 
 @triton.jit
 def _once(pointers, mask):
-    """What ``pointers [ROWS]`` point to, 0 outside the mask. One lane reads each; of a vector that is shorter than the
-    program has threads, every warp would read all."""
+    """Values at ``pointers [ROWS]``, 0 outside the mask. One lane reads each: every warp would read a vector that is
+    shorter than the program has threads."""
     lane = tl.arange(0, 32)[None, :]
     return tl.sum(tl.load(pointers[:, None] + 0 * lane, mask=mask[:, None] & (lane == 0), other=0), 1)
 
 
 @triton.jit
 def _within(row, rows):
-    """Row numbers, those that are none replaced by the nearest: no map may lead outside of the tensors."""
+    """Row numbers, clamped: no index map may lead outside of the tensors."""
     return tl.minimum(tl.maximum(row, 0), rows - 1)
 
 
@@ -59,31 +59,31 @@ def _scan(assignment, removed, dropped, first, first_row, N, r, SCANNED: tl.cons
     """Input rows ``removed [first, first + SCANNED)``, and which of the program's rows they belong to, counted from the
     first one; -1 for those that have none."""
     k = first + tl.arange(0, SCANNED)
-    there = k < r
-    n = _within(tl.load(removed + k, mask=there, other=0), N)
-    owner = (tl.load(assignment + n, mask=there, other=0) - first_row).to(tl.int32)
+    in_bounds = k < r
+    n = _within(tl.load(removed + k, mask=in_bounds, other=0), N)
+    owner = (tl.load(assignment + n, mask=in_bounds, other=0) - first_row).to(tl.int32)
     if dropped is not None:
-        there = there & (tl.load(dropped + n, mask=there, other=1) == 0)
-    return n.to(tl.int32), tl.where(there, owner, -1)
+        in_bounds = in_bounds & (tl.load(dropped + n, mask=in_bounds, other=1) == 0)
+    return n.to(tl.int32), tl.where(in_bounds, owner, -1)
 
 
 @triton.jit
 def _next(owner, after, ROWS: tl.constexpr, SCANNED: tl.constexpr):
-    """For every row the first place behind ``after [ROWS]`` at which it is the owner; SCANNED where there is none."""
-    place = tl.arange(0, SCANNED)[None, :]
-    found = (owner[None, :] == tl.arange(0, ROWS)[:, None]) & (place > after[:, None])
-    return tl.min(tl.where(found, place, SCANNED), 1)
+    """For every row the first position behind ``after [ROWS]`` at which it is the owner; SCANNED where it owns none."""
+    position = tl.arange(0, SCANNED)[None, :]
+    found = (owner[None, :] == tl.arange(0, ROWS)[:, None]) & (position > after[:, None])
+    return tl.min(tl.where(found, position, SCANNED), 1)
 
 
 @triton.jit
-def _pick(values, place, SCANNED: tl.constexpr):
-    """Of ``values [SCANNED]`` those at ``place [ROWS]``; 0 where that is none of them."""
-    return tl.sum(tl.where(tl.arange(0, SCANNED)[None, :] == place[:, None], values[None, :], 0), 1)
+def _pick(values, position, SCANNED: tl.constexpr):
+    """``values [SCANNED]`` at each ``position [ROWS]``; 0 where that is out of range."""
+    return tl.sum(tl.where(tl.arange(0, SCANNED)[None, :] == position[:, None], values[None, :], 0), 1)
 
 
 @triton.jit
 def _of_owners(values, owner, ROWS: tl.constexpr):
-    """Of ``values [ROWS]`` those of every ``owner [SCANNED]``; 0 where that is no row of the program."""
+    """``values [ROWS]`` of each ``owner [SCANNED]``; 0 where that is no row of the program."""
     return tl.sum(tl.where(owner[None, :] == tl.arange(0, ROWS)[:, None], values[:, None], 0), 0)
 
 
@@ -108,15 +108,15 @@ def _add_rows(
     SCANNED: tl.constexpr,
 ):
     """Add the rows that `_scan` found, ascending, to the rows of the program."""
-    place = _next(owner, tl.full((ROWS,), -1, tl.int32), ROWS, SCANNED)
-    while tl.min(place, 0) < SCANNED:
-        more = place < SCANNED
-        term = _load_rows(x, _pick(n, place, SCANNED), stride_token, c, more, C).to(tl.float32)
+    position = _next(owner, tl.full((ROWS,), -1, tl.int32), ROWS, SCANNED)
+    while tl.min(position, 0) < SCANNED:
+        more = position < SCANNED
+        term = _load_rows(x, _pick(n, position, SCANNED), stride_token, c, more, C).to(tl.float32)
         if weight is not None:
-            term *= _pick(weight, place, SCANNED)[:, None]
+            term *= _pick(weight, position, SCANNED)[:, None]
         total = tl.where(more[:, None], total + term, total)
         alone = alone & ~more
-        place = _next(owner, place, ROWS, SCANNED)
+        position = _next(owner, position, ROWS, SCANNED)
     return total, alone
 
 
@@ -193,10 +193,10 @@ def _scan_sizes(size, assignment, removed, dropped, first, first_row, N, r, ROWS
 @triton.jit
 def _add_sizes(total, owner, sizes, ROWS: tl.constexpr, SCANNED: tl.constexpr):
     """Add the ``sizes`` that `_scan_sizes` found, ascending, to ``total [ROWS]``."""
-    place = _next(owner, tl.full((ROWS,), -1, tl.int32), ROWS, SCANNED)
-    while tl.min(place, 0) < SCANNED:
-        total = tl.where(place < SCANNED, total + _pick(sizes, place, SCANNED), total)
-        place = _next(owner, place, ROWS, SCANNED)
+    position = _next(owner, tl.full((ROWS,), -1, tl.int32), ROWS, SCANNED)
+    while tl.min(position, 0) < SCANNED:
+        total = tl.where(position < SCANNED, total + _pick(sizes, position, SCANNED), total)
+        position = _next(owner, position, ROWS, SCANNED)
     return total
 
 
@@ -334,25 +334,17 @@ def merge(
     merged = x.new_empty(batch, outputs, channels)
     merged_size = x.new_empty(batch, outputs, dtype=torch.float32)
     weight = x.new_empty(batch, tokens, dtype=torch.float32)
-    grid, tile = _split(batch, outputs, channels)
+    grid, tile = _tiling(batch, outputs, channels)
     if batch and outputs:
         x = with_unit_stride(x)
         merging_merge_kernel[grid](
             x,
-            _contiguous(size),
+            *contiguous(size),
             merged,
             merged_size,
             weight,
-            assignment.contiguous(),
-            kept.contiguous(),
-            removed.contiguous(),
-            _contiguous(mask),
-            _contiguous(dropped),
-            tokens,
-            outputs,
-            channels,
-            x.stride(0),
-            x.stride(1),
+            *contiguous(assignment, kept, removed, mask, dropped),
+            *(tokens, outputs, channels, x.stride(0), x.stride(1)),
             SEVERAL=removed.shape[1] > SCANNED,
             SCANNED=SCANNED,
             **tile,
@@ -366,25 +358,12 @@ def combine(
     """``mlip_kernels::merging_combine`` on CUDA tensors."""
     (batch, tokens, channels), outputs = x.shape, kept.shape[1]
     y = x.new_empty(batch, outputs, channels)
-    grid, tile = _split(batch, outputs, channels)
+    grid, tile = _tiling(batch, outputs, channels)
     if y.numel():
         x = with_unit_stride(x)
-        merging_combine_kernel[grid](
-            x,
-            _contiguous(weight),
-            y,
-            assignment.contiguous(),
-            kept.contiguous(),
-            removed.contiguous(),
-            _contiguous(dropped),
-            tokens,
-            outputs,
-            channels,
-            x.stride(0),
-            x.stride(1),
-            SCANNED=SCANNED,
-            **tile,
-        )
+        maps = contiguous(assignment, kept, removed, dropped)
+        sizes = (tokens, outputs, channels, x.stride(0), x.stride(1))
+        merging_combine_kernel[grid](x, *contiguous(weight), y, *maps, *sizes, SCANNED=SCANNED, **tile)
     return y
 
 
@@ -394,26 +373,15 @@ def spread(
     """``mlip_kernels::merging_spread`` on CUDA tensors."""
     (batch, tokens), channels = assignment.shape, y.shape[2]
     x = y.new_empty(batch, tokens, channels)
-    grid, tile = _split(batch, tokens, channels)
+    grid, tile = _tiling(batch, tokens, channels)
     if x.numel():
         y = with_unit_stride(y)
-        merging_spread_kernel[grid](
-            y,
-            _contiguous(weight),
-            x,
-            assignment.contiguous(),
-            _contiguous(dropped),
-            tokens,
-            y.shape[1],
-            channels,
-            y.stride(0),
-            y.stride(1),
-            **tile,
-        )
+        sizes = (tokens, y.shape[1], channels, y.stride(0), y.stride(1))
+        merging_spread_kernel[grid](y, *contiguous(weight), x, *contiguous(assignment, dropped), *sizes, **tile)
     return x
 
 
-def _split(batch: int, rows: int, channels: int) -> tuple[tuple[int, int], dict[str, Any]]:
+def _tiling(batch: int, rows: int, channels: int) -> tuple[tuple[int, int], dict[str, Any]]:
     """Grid, and how large a program's tile is."""
     block_c = max(16, triton.next_power_of_2(channels))
     if block_c > WIDTHS[-1]:
@@ -428,7 +396,3 @@ def _split(batch: int, rows: int, channels: int) -> tuple[tuple[int, int], dict[
         "enable_fp_fusion": False,
     }
     return grid, tile
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()

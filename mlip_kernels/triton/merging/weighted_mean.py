@@ -25,17 +25,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mlip_kernels.triton.layouts import with_unit_stride
+from mlip_kernels.triton import contiguous, with_unit_stride
 
 BLOCK_N = 16
 BLOCK_D = 128
 PROGRAMS_WANTED = 512  # a few for each multiprocessor of a large GPU
 TOKENS_PER_SPLIT = 256  # at least, so that a split is worth its partial sums
-NUM_WARPS = 4
+TILE = {"BLOCK_N": BLOCK_N, "BLOCK_D": BLOCK_D, "num_warps": 4}
 
 
-class Plan(NamedTuple):
-    """Grid of each kernel, and how many parts the tokens of one batch element are cut into."""
+class Tiling(NamedTuple):
+    """How many parts the tokens of one batch element are cut into, and the grid of each kernel."""
 
     splits: int
     sums: tuple[int, int]
@@ -44,11 +44,11 @@ class Plan(NamedTuple):
     centre: tuple[int]
 
 
-def plan(batch: int, tokens: int, channels: int, prefix_tokens: int) -> Plan:
+def tiling(batch: int, tokens: int, channels: int, prefix_tokens: int) -> Tiling:
     """How the work is split; it depends on the shape alone, so results do not change from one GPU to another."""
     columns = batch * triton.cdiv(channels, BLOCK_D)
     splits = max(1, min(triton.cdiv(PROGRAMS_WANTED, columns), (tokens - prefix_tokens) // TOKENS_PER_SPLIT))
-    return Plan(splits, (columns, splits), (columns,), (batch * triton.cdiv(tokens, BLOCK_N),), (batch,))
+    return Tiling(splits, (columns, splits), (columns,), (batch * triton.cdiv(tokens, BLOCK_N),), (batch,))
 
 
 @triton.jit
@@ -155,14 +155,14 @@ def weighted_mean_backward_kernel(
     batch = (tl.program_id(0) // row_blocks).to(tl.int64)
     rows = (tl.program_id(0) % row_blocks * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     live = (rows >= prefix) & (rows < N)
-    share = _ratio(_weights(weight, batch, rows, N, live, HAS_WEIGHT), tl.load(total + batch))
+    normalized_weight = _ratio(_weights(weight, batch, rows, N, live, HAS_WEIGHT), tl.load(total + batch))
     for d in range(0, D, BLOCK_D):
         channels = d + tl.arange(0, BLOCK_D)
         g = tl.load(grad + batch * D + channels, mask=channels < D, other=0.0).to(tl.float32)
-        values = tl.where(live[:, None], share[:, None] * g[None, :], 0.0)
-        where = (rows < N)[:, None] & (channels < D)[None, :]
+        values = tl.where(live[:, None], normalized_weight[:, None] * g[None, :], 0.0)
+        in_bounds = (rows < N)[:, None] & (channels < D)[None, :]
         to = grad_x + (batch * N + rows[:, None]) * D + channels[None, :]
-        tl.store(to, values.to(grad_x.dtype.element_ty), mask=where)
+        tl.store(to, values.to(grad_x.dtype.element_ty), mask=in_bounds)
 
 
 @triton.jit
@@ -187,10 +187,10 @@ def weighted_mean_products_backward_kernel(
     products = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for d in range(0, D, BLOCK_D):
         channels = d + tl.arange(0, BLOCK_D)
-        where = live[:, None] & (channels < D)[None, :]
+        in_bounds = live[:, None] & (channels < D)[None, :]
         g = tl.load(grad + batch * D + channels, mask=channels < D, other=0.0).to(tl.float32)
         values = tl.load(
-            x + batch * stride_batch + rows[:, None] * stride_token + channels[None, :], mask=where, other=0.0
+            x + batch * stride_batch + rows[:, None] * stride_token + channels[None, :], mask=in_bounds, other=0.0
         )
         values = values.to(tl.float32)
         finite = tl.abs(values) < float("inf")
@@ -231,29 +231,23 @@ def forward(x: Tensor, weight: Tensor | None, prefix_tokens: int) -> tuple[Tenso
     total = x.new_empty(batch, dtype=torch.float32)
     if batch == 0:
         return mean, total
-    x, weight = with_unit_stride(x), None if weight is None else weight.contiguous()
-    split = plan(batch, tokens, channels, prefix_tokens)
-    many = split.splits > 1
-    sums = x.new_empty(split.splits, batch, channels, dtype=torch.float32) if many else mean
-    weights = x.new_empty(split.splits, batch, dtype=torch.float32) if many else total
+    x, (weight,) = with_unit_stride(x), contiguous(weight)
+    split = tiling(batch, tokens, channels, prefix_tokens)
+    several = split.splits > 1
+    sums = x.new_empty(split.splits, batch, channels, dtype=torch.float32) if several else mean
+    weights = x.new_empty(split.splits, batch, dtype=torch.float32) if several else total
     weighted_mean_sums_forward_kernel[split.sums](
         x,
         x if weight is None else weight,
         sums,
         weights,
-        tokens,
-        channels,
-        prefix_tokens,
-        x.stride(0),
-        x.stride(1),
+        *(tokens, channels, prefix_tokens, x.stride(0), x.stride(1)),
         triton.cdiv(tokens - prefix_tokens, split.splits),
         HAS_WEIGHT=weight is not None,
-        SPLIT=many,
-        BLOCK_N=BLOCK_N,
-        BLOCK_D=BLOCK_D,
-        num_warps=NUM_WARPS,
+        SPLIT=several,
+        **TILE,
     )
-    if many:
+    if several:
         weighted_mean_finish_forward_kernel[split.finish](
             sums, weights, mean, total, batch, channels, split.splits, BLOCK_D=BLOCK_D
         )
@@ -264,22 +258,11 @@ def backward(grad: Tensor, weight: Tensor | None, total: Tensor, tokens: int, pr
     """``mlip_kernels::merging_weighted_mean_backward`` on CUDA tensors."""
     batch, channels = grad.shape
     grad_x = grad.new_empty(batch, tokens, channels)
-    if batch == 0:
-        return grad_x
-    grad, weight = grad.contiguous(), None if weight is None else weight.contiguous()
-    weighted_mean_backward_kernel[plan(batch, tokens, channels, prefix_tokens).rows](
-        grad,
-        grad if weight is None else weight,
-        total,
-        grad_x,
-        tokens,
-        channels,
-        prefix_tokens,
-        HAS_WEIGHT=weight is not None,
-        BLOCK_N=BLOCK_N,
-        BLOCK_D=BLOCK_D,
-        num_warps=NUM_WARPS,
-    )
+    if batch:
+        grad, weight = contiguous(grad, weight)
+        tensors, sizes = (grad, grad if weight is None else weight, total, grad_x), (tokens, channels, prefix_tokens)
+        rows = tiling(batch, tokens, channels, prefix_tokens).rows
+        weighted_mean_backward_kernel[rows](*tensors, *sizes, HAS_WEIGHT=weight is not None, **TILE)
     return grad_x
 
 
@@ -287,23 +270,12 @@ def backward_weight(grad: Tensor, x: Tensor, weight: Tensor, total: Tensor, pref
     """``mlip_kernels::merging_weighted_mean_backward_weight`` on CUDA tensors."""
     batch, tokens, channels = x.shape
     grad_weight = total.new_empty(batch, tokens)
-    if batch == 0:
-        return grad_weight
-    grad, weight, x = grad.contiguous(), weight.contiguous(), with_unit_stride(x)
-    split = plan(batch, tokens, channels, prefix_tokens)
-    weighted_mean_products_backward_kernel[split.rows](
-        grad,
-        x,
-        weight,
-        grad_weight,
-        tokens,
-        channels,
-        prefix_tokens,
-        x.stride(0),
-        x.stride(1),
-        BLOCK_N=BLOCK_N,
-        BLOCK_D=BLOCK_D,
-        num_warps=NUM_WARPS,
-    )
-    weighted_mean_centre_backward_kernel[split.centre](weight, total, grad_weight, tokens, prefix_tokens, BLOCK_N=256)
+    if batch:
+        grad, weight, x = grad.contiguous(), weight.contiguous(), with_unit_stride(x)
+        split = tiling(batch, tokens, channels, prefix_tokens)
+        sizes = (tokens, channels, prefix_tokens, x.stride(0), x.stride(1))
+        weighted_mean_products_backward_kernel[split.rows](grad, x, weight, grad_weight, *sizes, **TILE)
+        weighted_mean_centre_backward_kernel[split.centre](
+            weight, total, grad_weight, tokens, prefix_tokens, BLOCK_N=256
+        )
     return grad_weight

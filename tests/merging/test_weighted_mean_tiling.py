@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
-from mlip_kernels.triton.merging.weighted_mean import plan
+from mlip_kernels.triton.merging.weighted_mean import tiling
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,6 @@ from mlip_kernels.triton.merging.weighted_mean import plan
     [((256, 197, 768), 1), ((1, 197, 768), 1), ((1, 4096, 768), 16), ((64, 4096, 768), 2), ((1, 1 << 20, 64), 512)],
 )
 def test_tokens_are_split_only_where_there_are_too_few_programs(shape, splits):
-    divided = plan(*shape, prefix_tokens=0)
+    divided = tiling(*shape, prefix_tokens=0)
     assert divided.splits == splits
     assert divided.sums[1] <= 65535  # the largest second dimension of a grid
