@@ -103,6 +103,7 @@ int64_t check_separable(const Tensor& x, const Axes& axes) {
 }
 
 void write_separable(const Tensor& x_, const Axes& axes, const Tensor& y) {
+  if (y.numel() == 0) return;
   const Tensor x = with_unit_stride(x_);
   const int64_t tokens = y.size(1), channels = y.size(2), new_width = axes.along_w.size(0);
   for_type(x.scalar_type(), [&](auto element) {
@@ -147,6 +148,7 @@ SpectrumSizes check_analysis(const Tensor& x, const Axes& axes) {
 }
 
 void write_analysis(const Tensor& x_, const Axes& axes, const Tensor& real, const Tensor& imaginary) {
+  if (real.numel() == 0) return;
   const Tensor x = with_unit_stride(x_);
   const int64_t rows = real.size(1), num_bins = real.size(2), channels = real.size(3);
   for_type(x.scalar_type(), [&](auto element) {
@@ -197,6 +199,7 @@ int64_t check_synthesis(const Tensor& real, const Tensor& imaginary, const Optio
 
 void write_synthesis(const Tensor& real_, const Tensor& imaginary_, const Optional& along_h, const Tensor& along_w,
                      int64_t prefix, const Tensor& y) {
+  if (y.numel() == 0) return;
   Tensor real = with_unit_stride(real_), imaginary = with_unit_stride(imaginary_);
   for (int64_t axis = 0; axis < 3; ++axis) {
     if (real.stride(axis) == imaginary.stride(axis)) continue;

@@ -1,3 +1,4 @@
+// Finds the symmetries of a matrix: factors it, or packs the coefficients of unrolled code.
 #include "cpu/spectral/axis_transform.h"
 
 #include <algorithm>
@@ -137,7 +138,7 @@ class Factorization {
   }
 
  private:
-  // Rows and columns that share no non-zero entry with the others are a map of their own; a row of zeros has no
+  // Rows and columns that share no non-zero entry with the others are a matrix of their own; a row of zeros has no
   // columns and a column of zeros is read by nobody.
   bool split_by_zeros(const Part<A>& part, int64_t input_depth, int64_t output_depth) {
     const int64_t height = part.height(), width = part.width();
@@ -177,6 +178,7 @@ class Factorization {
     return result;
   }
 
+  // Adds the pairs of mirrored slots to the levels.
   static void note(std::vector<Level>& levels, int64_t depth, const Indices& slots, const Indices& differences,
                    Mirror mirror) {
     for (const int32_t i : differences) {

@@ -6,6 +6,8 @@
 
 #ifdef MLIP_VECTOR_BYTES
 
+// By factors, any length.
+
 #define MLIP_UNROLL _Pragma("GCC unroll 8")
 
 // Most vectors of channels that are computed together, given 32 or 16 registers.
@@ -162,7 +164,7 @@ static bool blocks_to(const AxisTransform<A>&, const A*, const Strided<Out>&) {
   return false;
 }
 
-// V vectors of channels of one axis.
+// The transform by its factors, for V vectors of channels.
 template <int V, typename In, typename Out, typename A>
 static void apply_factors(const AxisTransform<A>& axis, const Strided<const In>& x, const Strided<Out>& y, A* scratch) {
   A *in = scratch, *out = scratch + axis.inputs * V * LANES<A>;
@@ -174,14 +176,14 @@ static void apply_factors(const AxisTransform<A>& axis, const Strided<const In>&
   scatter<V, Out, A>(axis, out, y);
 }
 
-// Whether unrolled code is compiled: for float, given registers enough.
+// Whether unrolled code is compiled: for float, given registers enough (`has_unrolled` decides at run time).
 template <typename A>
 constexpr bool UNROLLED = std::is_same_v<A, float> && (MLIP_VECTOR_BYTES > 16 || !MLIP_X86);
 
 #if MLIP_VECTOR_BYTES > 16 || !MLIP_X86
 #define MLIP_UNROLL_ALL _Pragma("GCC unroll 32")
 
-// Receivers of outputs: to(index, value).
+// Receivers of outputs, called as to(index, value), and inputs in memory.
 
 template <typename A>
 struct ToMemory {

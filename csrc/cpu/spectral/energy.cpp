@@ -1,3 +1,4 @@
+// Kernels of cpu/spectral/energy.h.
 #include "cpu/spectral/energy.h"
 
 #include "cpu/scratch.h"

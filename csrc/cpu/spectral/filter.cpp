@@ -1,3 +1,4 @@
+// Kernels of cpu/spectral/filter.h.
 #include "cpu/spectral/filter.h"
 
 #include "cpu/scratch.h"

@@ -1,3 +1,4 @@
+// Kernels of cpu/spectral/grid_transform.h: padding of channels, the two axes, and the tile between them.
 #include "cpu/spectral/grid_transform.h"
 
 #include "cpu/scratch.h"
@@ -24,7 +25,7 @@ static void transform_block(const GridTransform<T>& p, const Grid<const T>& x, c
       if (next.imaginary) prefetch(next.imaginary + h * next.stride_row, next.stride_column, next.columns, point);
     }
   };
-  if (!x.imaginary) {
+  if (p.rows_first()) {
     for (int64_t h = 0; h < x.rows; ++h) {
       const Strided<A> row{tile.real + h * tile.stride_row, point};  // both parts
       transform<T, A, A>(p.matrix_w, x.row(h), row, vectors, scratch);

@@ -52,7 +52,7 @@ struct Grid {
 template <typename T>
 struct GridTransform {
   int64_t batch, channels;
-  int64_t prefix;  // tokens before the grid of y: those of x, or 0 where x is a spectrum
+  int64_t prefix;  // tokens before the grid of y: copied from x, or zeros where x is a spectrum
   AxisTransform<Accumulate<T>> matrix_h, matrix_w;
   Grid<const T> x;
   Grid<T> y;  // contiguous
@@ -65,17 +65,14 @@ struct GridTransform {
            (!y.imaginary || can_stream(y.imaginary, batch * y.positions(), channels));
   }
 
-  // What lies between the two axes.
+  // What lies between the two axes: in a row the real, then the imaginary parts.
+  bool rows_first() const { return !x.imaginary; }
+  int64_t tile_rows() const { return rows_first() ? x.rows : y.rows; }
+  int64_t tile_columns() const { return rows_first() ? y.columns : x.columns; }
+  int64_t tile_parts() const { return rows_first() ? y.parts() : x.parts(); }
   Grid<Accumulate<T>> tile(Accumulate<T>* memory, int64_t point) const {
-    const bool rows_first = !x.imaginary;
-    const int64_t columns = rows_first ? y.columns : x.columns, parts = rows_first ? y.parts() : x.parts();
-    return {memory,
-            parts == 2 ? memory + columns * point : nullptr,
-            rows_first ? x.rows : y.rows,
-            columns,
-            0,
-            parts * columns * point,
-            point};
+    Accumulate<T>* imaginary = tile_parts() == 2 ? memory + tile_columns() * point : nullptr;
+    return {memory, imaginary, tile_rows(), tile_columns(), 0, tile_parts() * tile_columns() * point, point};
   }
 
   // What a thread needs, in elements of the accumulation type: for an axis, for the tile, for padded x and y.
@@ -84,8 +81,7 @@ struct GridTransform {
     return rows > columns ? rows : columns;
   }
   int64_t tile_scratch() const {
-    const Grid<Accumulate<T>> between = tile(nullptr, BLOCK_CHANNELS);
-    return matrix_h.outputs ? between.rows * between.stride_row : 0;
+    return matrix_h.outputs ? tile_rows() * tile_parts() * tile_columns() * BLOCK_CHANNELS : 0;
   }
   int64_t padded_scratch() const {
     const int64_t elements = x.parts() * x.positions() + y.parts() * y.positions();
