@@ -315,18 +315,19 @@ bool has_unrolled() {
 template <typename A>
 bool pack(std::vector<A>& tree, const Part<A>& part, bool fourier, bool transpose) {
   tree.clear();
-  if (!has_unrolled<A>() || part.height() != part.width()) return false;
-  const Indices all = range(0, part.height());
-  switch (part.height()) {
+  if constexpr (std::is_same_v<A, float>) {
+    if (!has_unrolled<A>() || part.height() != part.width()) return false;
+    const Indices all = range(0, part.height());
+    switch (part.height()) {
 #define MLIP_PACK(N)                                                      \
   case N:                                                                 \
     return fourier ? Pack<A, RealFourier<N>>::into(tree, part, transpose) \
                    : Pack<A, Cosine<N>>::into(tree, part, all, all, transpose);
-    MLIP_UNROLLED_LENGTHS(MLIP_PACK)
+      MLIP_UNROLLED_LENGTHS(MLIP_PACK)
 #undef MLIP_PACK
-    default:
-      return false;
+    }
   }
+  return false;
 }
 
 }  // namespace
