@@ -3,8 +3,7 @@
 #include <limits>
 #include <tuple>
 
-#include "bindings/cpu/destination.h"
-#include "bindings/cpu/threads.h"
+#include "bindings/cpu/tensors.h"
 #include "cpu/spectral/energy.h"
 #include "cpu/spectral/filter.h"
 #include "cpu/spectral/grid_transform.h"

@@ -2,7 +2,7 @@
 #include "cpu/spectral/axis_transform.h"
 
 #define MLIP_KERNELS "cpu/spectral/axis_transform_apply.cpp"  // this file, once per instruction set
-#include "cpu/simd_copies.h"
+#include "cpu/simd.h"
 
 #ifdef MLIP_VECTOR_BYTES
 

@@ -1,11 +1,10 @@
 // Kernels of cpu/spectral/energy.h.
 #include "cpu/spectral/energy.h"
 
-#include "cpu/scratch.h"
 #include "cpu/spectral/spectrum.h"
 
 #define MLIP_KERNELS "cpu/spectral/energy.cpp"  // this file, once per instruction set
-#include "cpu/simd_copies.h"
+#include "cpu/simd.h"
 
 #ifdef MLIP_VECTOR_BYTES
 

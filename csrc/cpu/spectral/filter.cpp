@@ -1,11 +1,10 @@
 // Kernels of cpu/spectral/filter.h.
 #include "cpu/spectral/filter.h"
 
-#include "cpu/scratch.h"
 #include "cpu/spectral/spectrum.h"
 
 #define MLIP_KERNELS "cpu/spectral/filter.cpp"  // this file, once per instruction set
-#include "cpu/simd_copies.h"
+#include "cpu/simd.h"
 
 #ifdef MLIP_VECTOR_BYTES
 

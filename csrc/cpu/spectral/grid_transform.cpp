@@ -1,11 +1,10 @@
 // Kernels of cpu/spectral/grid_transform.h: padding of channels, the two axes, and the tile between them.
 #include "cpu/spectral/grid_transform.h"
 
-#include "cpu/scratch.h"
 #include "cpu/spectral/axis_transform.h"
 
 #define MLIP_KERNELS "cpu/spectral/grid_transform.cpp"  // this file, once per instruction set
-#include "cpu/simd_copies.h"
+#include "cpu/simd.h"
 
 #ifdef MLIP_VECTOR_BYTES
 

@@ -20,7 +20,7 @@
 #include <cstdint>
 
 #include "cpu/spectral/axis_transform.h"
-#include "cpu/types.h"
+#include "cpu/simd.h"
 
 namespace mlip::cpu {
 
