@@ -79,7 +79,7 @@ def kernel(tree) -> Path:
     includes = [line for line in added if line.startswith("#include")]
     registered = [line for line in added if line.startswith("  m.impl(")]
     function = [line for line in added if line not in (*includes, *registered)]
-    binding = ['#include "bindings/cpu/threads.h"', *includes, "namespace mlip::bindings {", "namespace {", *function]
+    binding = ['#include "bindings/cpu/tensors.h"', *includes, "namespace mlip::bindings {", "namespace {", *function]
     binding += ["STABLE_TORCH_LIBRARY_IMPL(mlip_kernels, CPU, m) {", *registered, "}", "}", "}"]
     (tree / "binding.cpp").write_text("\n".join(binding) + "\n", encoding="utf-8")
     sources = ["binding.cpp", "csrc/cpu/simd.cpp", "csrc/cpu/merging/center_tokens.cpp"]

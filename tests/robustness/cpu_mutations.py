@@ -44,7 +44,8 @@ RULES = (
 
 NO_DIFFERENCE = re.compile(
     r"prefetch|ahead|stream|//|MLIP_UNROLL|#"
-    r"|return Compiled::"  # an algorithm for one length: the general one takes its place
+    r"|next\.rows"  # of a prefetch
+    r"|if \(pack\("  # unrolled code for one length: the factors take its place
     r"|(from|first) \+ block < p\.tokens"  # a block goes on with the rows of the next
     r"|source_count == 0"  # an empty loop follows
     r"|column < groups\[g\]\.length"  # columns that no result is read from

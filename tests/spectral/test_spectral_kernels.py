@@ -151,6 +151,16 @@ def test_rectangular_complex_matrices():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_lengths_with_a_spectrum_in_two_parts(dtype):
+    for n in (n for n in COMPILED if n % 2 == 0):
+        cosine = MATRICES["dct 2"](n).float()
+        for matrix in (cosine, cosine.t()):
+            assert_accurate(ANALYSIS, random(2, 3 * n, 19, dtype=dtype), None, matrix, 3, n, 0)
+            real, imaginary = random(2, 3, n // 2, 19, dtype=dtype), random(2, 3, n // 2, 19, dtype=dtype, seed=1)
+            assert_accurate(SYNTHESIS, real, imaginary, None, matrix, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_too_large_for_the_caches(dtype):
     """They leave past the caches where rows are whole cache lines: 96 channels in either dtype, 80 in float32."""
     for channels in (80, 96):

@@ -2,7 +2,7 @@
 #include <tuple>
 #include <vector>
 
-#include "bindings/cpu/threads.h"
+#include "bindings/cpu/tensors.h"
 #include "cpu/contrastive/pair_cross_entropy.h"
 #include "cpu/contrastive/token_maxima.h"
 #include "cpu/contrastive/token_maxima_backward.h"

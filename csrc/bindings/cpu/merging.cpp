@@ -1,7 +1,7 @@
 // Merging family, CPU key: checks, allocation, threads. The kernels themselves do not know torch.
 #include <tuple>
 
-#include "bindings/cpu/threads.h"
+#include "bindings/cpu/tensors.h"
 #include "cpu/merging/weighted_mean.h"
 
 namespace mlip::bindings {

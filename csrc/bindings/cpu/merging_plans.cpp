@@ -2,7 +2,7 @@
 #include <tuple>
 #include <vector>
 
-#include "bindings/cpu/threads.h"
+#include "bindings/cpu/tensors.h"
 #include "cpu/merging/match.h"
 
 namespace mlip::bindings {

@@ -2,7 +2,7 @@
 #include <atomic>
 #include <tuple>
 
-#include "bindings/cpu/threads.h"
+#include "bindings/cpu/tensors.h"
 #include "bindings/merging_maps.h"
 #include "cpu/merging/merge.h"
 

@@ -5,7 +5,7 @@
 #include <utility>
 
 #define MLIP_KERNELS "cpu/contrastive/pair_cross_entropy_kernels.h"
-#include "cpu/simd_copies.h"
+#include "cpu/simd.h"
 
 namespace mlip::cpu {
 namespace {
@@ -41,12 +41,12 @@ PairSums added(const PairSums* sums, int64_t count) {
 
 template <typename T>
 void pair_cross_entropy_rows(const PairCrossEntropy<T>& problem, int64_t begin, int64_t end) {
-  MLIP_CALL(pair_rows<T>, problem, begin, end);
+  MLIP_DISPATCH_ISA(pair_rows<T>, problem, begin, end);
 }
 
 template <typename T>
 void pair_cross_entropy_columns(const PairCrossEntropy<T>& problem, int64_t begin, int64_t end) {
-  MLIP_CALL(pair_columns<T>, problem, begin, end);
+  MLIP_DISPATCH_ISA(pair_columns<T>, problem, begin, end);
 }
 
 template <typename T>
@@ -62,17 +62,17 @@ double pair_cross_entropy_loss(const PairCrossEntropy<T>& problem) {
 
 template <typename T>
 bool pair_cross_entropy_column_factors(const PairCrossEntropy<T>& problem) {
-  MLIP_CALL(pair_column_factors<T>, problem);
+  MLIP_DISPATCH_ISA(pair_column_factors<T>, problem);
 }
 
 template <typename T>
 void pair_cross_entropy_backward(const PairCrossEntropy<T>& problem, int64_t begin, int64_t end) {
-  MLIP_CALL(pair_backward<T>, problem, streamed(problem), begin, end);
+  MLIP_DISPATCH_ISA(pair_backward<T>, problem, streamed(problem), begin, end);
 }
 
 template <typename T>
 void pair_cross_entropy_backward_targets(const PairCrossEntropy<T>& problem, int64_t begin, int64_t end) {
-  MLIP_CALL(pair_backward_targets<T>, problem, begin, end);
+  MLIP_DISPATCH_ISA(pair_backward_targets<T>, problem, begin, end);
 }
 
 #define MLIP_INSTANTIATE(T)                                                                   \

@@ -5,11 +5,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "cpu/scratch.h"
-
-#define MLIP_BF16_COPY
+#define MLIP_BF16_VARIANT
 #define MLIP_KERNELS "cpu/contrastive/token_maxima_kernels.h"
-#include "cpu/simd_copies.h"
+#include "cpu/simd.h"
 
 namespace mlip::cpu {
 namespace {
@@ -99,7 +97,8 @@ void token_maxima_pack(const TokenMaxima<T>& problem, const TokenMaximaPlan& pla
                        void* packed, int64_t begin, int64_t end) {
   void* shares = static_cast<char*>(packed) + plan.packed_elements() * plan.element_bytes;
   Scratch room(size_t((plan.steps + plan.lanes) * plan.element_bytes), false);
-  MLIP_CALL_BF16(T, pack_texts<T>, problem, plan.cut().texts, block.texts, packed, shares, room.as<void>(), begin, end);
+  MLIP_DISPATCH_ISA_BF16(T, pack_texts<T>, problem, plan.cut().texts, block.texts, packed, shares, room.as<void>(),
+                         begin, end);
 }
 
 template <typename T>
@@ -107,7 +106,7 @@ void token_maxima(const TokenMaxima<T>& problem, const TokenMaximaPlan& plan, co
                   const void* packed, int64_t begin, int64_t end) {
   const void* shares = static_cast<const char*>(packed) + plan.packed_elements() * plan.element_bytes;
   Scratch scratch(size_t(plan.scratch_bytes()), false);
-  MLIP_CALL_BF16(T, maxima<T>, problem, plan.cut(), block, packed, shares, scratch.as<void>(), begin, end);
+  MLIP_DISPATCH_ISA_BF16(T, maxima<T>, problem, plan.cut(), block, packed, shares, scratch.as<void>(), begin, end);
 }
 
 #define MLIP_INSTANTIATE(T)                                                                                          \

@@ -19,7 +19,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/types.h"
+#include "cpu/simd.h"
 
 namespace mlip::cpu {
 

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/scratch.h"
-
 namespace mlip::cpu {
 
 // One coefficient times one token of the other side: `row` counts tokens from the first of the block.
@@ -38,7 +36,7 @@ struct BackwardCut {
 }  // namespace mlip::cpu
 
 #define MLIP_KERNELS "cpu/contrastive/token_maxima_backward_kernels.h"
-#include "cpu/simd_copies.h"
+#include "cpu/simd.h"
 
 namespace mlip::cpu {
 namespace {
@@ -49,7 +47,7 @@ constexpr int64_t SLICE_BYTES = 384 << 10, TERMS_BYTES = 768 << 10, SUMS_BYTES =
 
 template <typename T>
 void run(const TokenMaximaBackward<T>& problem, const BackwardCut<T>& cut, int64_t begin, int64_t end) {
-  MLIP_CALL(backward<T>, problem, cut, begin, end);
+  MLIP_DISPATCH_ISA(backward<T>, problem, cut, begin, end);
 }
 
 }  // namespace

@@ -1,9 +1,7 @@
 #include "cpu/merging/merge.h"
 
-#include "cpu/scratch.h"
-
 #define MLIP_KERNELS "cpu/merging/merge_kernels.h"
-#include "cpu/simd_copies.h"
+#include "cpu/simd.h"
 
 namespace mlip::cpu {
 namespace {
@@ -79,13 +77,13 @@ void merge_weights(const MergeRows<T>& p, int64_t begin, int64_t end) {
 template <typename T>
 void combine_rows(const MergeRows<T>& problem, int64_t begin, int64_t end) {
   if (problem.channels == 0) return;  // such rows have no address that memcpy takes
-  MLIP_CALL(combine<T>, problem, begin, end);
+  MLIP_DISPATCH_ISA(combine<T>, problem, begin, end);
 }
 
 template <typename T>
 void spread_rows(const MergeRows<T>& problem, int64_t begin, int64_t end) {
   if (problem.channels == 0) return;  // such rows have no address that memcpy takes
-  MLIP_CALL(spread<T>, problem, begin, end);
+  MLIP_DISPATCH_ISA(spread<T>, problem, begin, end);
 }
 
 #define MLIP_INSTANTIATE(T)                                                    \

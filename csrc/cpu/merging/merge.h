@@ -11,7 +11,7 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/types.h"
+#include "cpu/simd.h"
 
 namespace mlip::cpu {
 

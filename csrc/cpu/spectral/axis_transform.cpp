@@ -1,29 +1,27 @@
-#include "cpu/spectral/lines.h"
+// Finds the symmetries of a matrix: factors it, or packs the coefficients of unrolled code.
+#include "cpu/spectral/axis_transform.h"
 
 #include <algorithm>
 #include <numeric>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/simd.h"
 
 namespace mlip::cpu {
-
-template <>
-bool has_short_lines<float>() {
-  return !MLIP_X86 || capability() != Capability::baseline;
-}
-template <>
-bool has_short_lines<double>() {
-  return false;
-}
-
 namespace {
 
 using Indices = std::vector<int32_t>;
 
 constexpr int64_t SMALLEST = 5;  // blocks with fewer rows or columns stay: a fold would save less than it costs
 
-// A part of the map: output slots `rows` from input slots `columns`, entry (m, n) at matrix[m * columns.size() + n].
+Indices range(int64_t first, int64_t last) {
+  Indices result(size_t(last - first));
+  std::iota(result.begin(), result.end(), int32_t(first));
+  return result;
+}
+
+// A part of the matrix: output slots `rows` from input slots `columns`, entry (m, n) at matrix[m * columns.size() + n].
 template <typename A>
 struct Part {
   Indices rows, columns;
@@ -109,11 +107,11 @@ bool same_under(const Part<A>& part, Mirror mirror) {
   return true;
 }
 
-// Takes a map apart; slots are the inputs and outputs themselves until `Line` numbers them anew.
+// Factors a matrix; slots are the inputs and outputs themselves until `AxisTransform` numbers them anew.
 template <typename A>
-class Factors {
+class Factorization {
  public:
-  using Pair = typename Line<A>::Pair;
+  using Pair = typename AxisTransform<A>::Pair;
   struct Level {
     int64_t depth;
     Pair slots;
@@ -122,15 +120,15 @@ class Factors {
   std::vector<Level> input, output;  // outer levels first
   std::vector<Part<A>> blocks;
 
-  void take_apart(const Part<A>& part, int64_t input_depth, int64_t output_depth) {
+  void split(const Part<A>& part, int64_t input_depth, int64_t output_depth) {
     if (split_by_zeros(part, input_depth, output_depth)) return;
     if (std::min(part.height(), part.width()) >= SMALLEST) {
       for (const Mirror mirror : {Mirror::reversed, Mirror::periodic}) {
-        if (fold_inputs(part, mirror, input_depth, output_depth)) return;
+        if (fold_side(true, part, mirror, input_depth, output_depth)) return;
       }
       const Part<A> flipped = transposed(part);
       for (const Mirror mirror : {Mirror::reversed, Mirror::periodic}) {
-        if (fold_outputs(part, flipped, mirror, input_depth, output_depth)) return;
+        if (fold_side(false, flipped, mirror, input_depth, output_depth)) return;
       }
       for (const Mirror mirror : {Mirror::reversed, Mirror::periodic, Mirror::periodic_halves}) {
         if (fold_both(part, mirror, input_depth, output_depth)) return;
@@ -140,7 +138,7 @@ class Factors {
   }
 
  private:
-  // Rows and columns that share no non-zero entry with the others are a map of their own; a row of zeros has no
+  // Rows and columns that share no non-zero entry with the others are a matrix of their own; a row of zeros has no
   // columns and a column of zeros is read by nobody.
   bool split_by_zeros(const Part<A>& part, int64_t input_depth, int64_t output_depth) {
     const int64_t height = part.height(), width = part.width();
@@ -169,7 +167,7 @@ class Factors {
         if (find(height + n) == root) columns.push_back(int32_t(n));
       }
       const Part<A> piece = selected(part, rows, columns);
-      columns.empty() ? blocks.push_back(piece) : take_apart(piece, input_depth, output_depth);
+      columns.empty() ? blocks.push_back(piece) : split(piece, input_depth, output_depth);
     }
     return true;
   }
@@ -180,6 +178,7 @@ class Factors {
     return result;
   }
 
+  // Adds the pairs of mirrored slots to the levels.
   static void note(std::vector<Level>& levels, int64_t depth, const Indices& slots, const Indices& differences,
                    Mirror mirror) {
     for (const int32_t i : differences) {
@@ -188,29 +187,18 @@ class Factors {
     }
   }
 
-  // After the fold a sum lies in the slot of the first of a pair, a difference in that of the second.
-  bool fold_inputs(const Part<A>& part, Mirror mirror, int64_t input_depth, int64_t output_depth) {
+  // Folds inputs, or outputs, for which `part` is transposed. After the fold a sum lies in the slot of the first of a
+  // pair, a difference in that of the second.
+  bool fold_side(bool inputs, const Part<A>& part, Mirror mirror, int64_t input_depth, int64_t output_depth) {
     Indices even, odd;
     if (!parities(part, mirror, even, odd)) return false;
     const auto [sums, differences] = representatives(mirror, part.width());
-    note(input, input_depth, part.columns, differences, mirror);
+    note(inputs ? input : output, inputs ? input_depth : output_depth, part.columns, differences, mirror);
     Part<A> odd_part = selected(part, odd, differences);
     odd_part.columns = selected(part, {}, images(differences, mirror, part.width())).columns;
-    take_apart(selected(part, even, sums), input_depth + 1, output_depth);
-    take_apart(odd_part, input_depth + 1, output_depth);
-    return true;
-  }
-
-  bool fold_outputs(const Part<A>& part, const Part<A>& flipped, Mirror mirror, int64_t input_depth,
-                    int64_t output_depth) {
-    Indices even, odd;
-    if (!parities(flipped, mirror, even, odd)) return false;
-    const auto [sums, differences] = representatives(mirror, part.height());
-    note(output, output_depth, part.rows, differences, mirror);
-    Part<A> odd_part = selected(part, differences, odd);
-    odd_part.rows = selected(part, images(differences, mirror, part.height()), {}).rows;
-    take_apart(selected(part, sums, even), input_depth, output_depth + 1);
-    take_apart(odd_part, input_depth, output_depth + 1);
+    const Part<A> even_part = selected(part, even, sums);
+    split(inputs ? even_part : transposed(even_part), input_depth + inputs, output_depth + !inputs);
+    split(inputs ? odd_part : transposed(odd_part), input_depth + inputs, output_depth + !inputs);
     return true;
   }
 
@@ -226,99 +214,126 @@ class Factors {
     for (int64_t m = 0; m < height; ++m) {
       for (const int32_t n : differences) {
         const int64_t image = mirrored(mirror, n, width);
-        const A entry = part.at(m, n), other = part.at(m, image);
-        mixed.matrix[size_t(m * width + n)] = (entry + other) / 2;
-        mixed.matrix[size_t(m * width + image)] = (entry - other) / 2;
+        const A first = part.at(m, n), second = part.at(m, image);
+        mixed.matrix[size_t(m * width + n)] = (first + second) / 2;
+        mixed.matrix[size_t(m * width + image)] = (first - second) / 2;
       }
     }
     Part<A> odd_part = selected(mixed, row_differences, images(differences, mirror, width));
     odd_part.rows = selected(part, images(row_differences, mirror, height), {}).rows;
-    take_apart(selected(mixed, row_sums, sums), input_depth + 1, output_depth + 1);
-    take_apart(odd_part, input_depth + 1, output_depth + 1);
+    split(selected(mixed, row_sums, sums), input_depth + 1, output_depth + 1);
+    split(odd_part, input_depth + 1, output_depth + 1);
     return true;
   }
 };
 
 // Levels become the folds of inputs (or outputs) of depth 0, the pairs of slots below them, and the single rest.
 template <typename A>
-void number(const std::vector<typename Factors<A>::Level>& levels, const Indices& slot_of,
-            std::vector<typename Line<A>::Fold>& folds, std::vector<typename Line<A>::Single>& singles,
-            std::vector<typename Line<A>::Pair>& pairs) {
-  std::vector<bool> folded(slot_of.size());
-  for (const auto& level : levels) {
-    const typename Line<A>::Pair slots{slot_of[size_t(level.slots.a)], slot_of[size_t(level.slots.b)]};
-    if (level.depth > 0) {
-      pairs.push_back(slots);
-      continue;
-    }
-    folds.push_back({level.slots.a, level.slots.b, slots});
-    folded[size_t(level.slots.a)] = folded[size_t(level.slots.b)] = true;
-  }
-  for (size_t i = 0; i < slot_of.size(); ++i) {
-    if (!folded[i]) singles.push_back({int32_t(i), slot_of[i]});
-  }
-}
+struct Numbered {
+  std::vector<typename AxisTransform<A>::Folded> folds;
+  std::vector<typename AxisTransform<A>::Single> singles;
+  std::vector<typename AxisTransform<A>::Pair> pairs;
 
-// Packs the coefficients of a matrix that has the symmetries of a tree; false if it has not. Of a transposed tree the
-// columns are even and odd.
-template <typename A, typename Tree>
+  Numbered(const std::vector<typename Factorization<A>::Level>& levels, const Indices& slot_of) {
+    std::vector<bool> folded(slot_of.size());
+    for (const auto& [depth, at] : levels) {
+      const typename AxisTransform<A>::Pair slots{slot_of[size_t(at.a)], slot_of[size_t(at.b)]};
+      if (depth > 0) {
+        pairs.push_back(slots);
+        continue;
+      }
+      folds.push_back({at.a, at.b, slots});
+      folded[size_t(at.a)] = folded[size_t(at.b)] = true;
+    }
+    for (size_t i = 0; i < slot_of.size(); ++i) {
+      if (!folded[i]) singles.push_back({int32_t(i), slot_of[i]});
+    }
+  }
+};
+
+// Appends the coefficients of rows and columns of a matrix, or of its transpose, in the order of a tree; false if it
+// lacks a symmetry of the tree.
+template <typename A, class Tree>
 struct Pack;
 
 template <typename A, int N>
 struct Pack<A, Dense<N>> {
-  static bool into(std::vector<A>& coefficients, const Part<A>& part, bool transpose) {
-    const Part<A> dense = transpose ? transposed(part) : part;
-    coefficients.insert(coefficients.end(), dense.matrix.begin(), dense.matrix.end());
+  static bool into(std::vector<A>& tree, const Part<A>& part, const Indices& rows, const Indices& columns,
+                   bool transpose) {
+    for (int m = 0; m < N; ++m) {
+      for (int n = 0; n < N; ++n) {
+        tree.push_back(part.at(rows[size_t(transpose ? n : m)], columns[size_t(transpose ? m : n)]));
+      }
+    }
     return true;
   }
 };
 
 template <typename A, class Even, class Odd>
 struct Pack<A, Fold<Even, Odd>> {
-  static bool into(std::vector<A>& coefficients, const Part<A>& part, bool transpose) {
-    constexpr int N = Fold<Even, Odd>::SIZE;
-    Indices even, odd, sums, differences;
-    for (int m = 0; m < N; ++m) {
-      (m % 2 ? odd : even).push_back(m);
-      if (m < Even::SIZE) sums.push_back(m);
-      if (m < Odd::SIZE) differences.push_back(m);
-      for (int n = 0; n < N; ++n) {
-        if (part.at(m, n) != (m % 2 ? -part.at(m, N - 1 - n) : part.at(m, N - 1 - n))) return false;
+  static bool into(std::vector<A>& tree, const Part<A>& part, const Indices& rows, const Indices& columns,
+                   bool transpose) {
+    Indices even, odd;
+    for (size_t m = 0; m < rows.size(); ++m) {
+      (m % 2 ? odd : even).push_back(rows[m]);
+      for (size_t n = 0; n < columns.size(); ++n) {
+        const A entry = part.at(rows[m], columns[n]), image = part.at(rows[m], columns[columns.size() - 1 - n]);
+        if (entry != (m % 2 ? -image : image)) return false;
       }
     }
-    return Pack<A, Even>::into(coefficients, selected(part, even, sums), transpose) &&
-           Pack<A, Odd>::into(coefficients, selected(part, odd, differences), transpose);
+    const Indices sums(columns.begin(), columns.begin() + Even::SIZE);
+    const Indices differences(columns.begin(), columns.begin() + Odd::SIZE);
+    return Pack<A, Even>::into(tree, part, even, sums, transpose) &&
+           Pack<A, Odd>::into(tree, part, odd, differences, transpose);
   }
 };
 
-template <typename A>
-Compiled pack_compiled(std::vector<A>& coefficients, const Part<A>& part) {
-  if (part.height() != part.width()) return Compiled::no;
-  const Part<A> flipped = transposed(part);
-  switch (part.height()) {
-#define MLIP_PACK(N)                                                                               \
-  case N:                                                                                          \
-    if (Pack<A, Cosine<N>>::into(coefficients, part, false)) return Compiled::cosine;              \
-    coefficients.clear();                                                                          \
-    if (Pack<A, Cosine<N>>::into(coefficients, flipped, true)) return Compiled::cosine_transposed; \
-    return Compiled::no;
-    MLIP_LENGTHS(MLIP_PACK)
-#undef MLIP_PACK
-    default:
-      return Compiled::no;
+template <typename A, int N>
+struct Pack<A, RealFourier<N>> {
+  static bool into(std::vector<A>& tree, const Part<A>& part, bool transpose) {
+    for (int64_t k = 0; k < N; ++k) {
+      for (int64_t n = 1; n < N; ++n) {
+        if (part.at(k, n) != (k > N / 2 ? -part.at(k, N - n) : part.at(k, N - n))) return false;
+      }
+      if (k > N / 2 && part.at(k, 0) != 0) return false;
+    }
+    const Indices cosines = range(0, N / 2 + 1), sines = range(N / 2 + 1, N);
+    const Indices backwards(sines.rbegin(), sines.rend());
+    return Pack<A, typename RealFourier<N>::Cosines>::into(tree, part, cosines, cosines, transpose) &&
+           Pack<A, typename RealFourier<N>::Sines>::into(tree, part, backwards, range(1, (N + 1) / 2), transpose);
   }
+};
+
+// Whether there is unrolled code: for float, where vectors are longer than those of every processor.
+template <typename A>
+bool has_unrolled() {
+  return std::is_same_v<A, float> && (!MLIP_X86 || capability() != Capability::baseline);
 }
 
-template <typename Item, typename List>
-void view(const std::vector<Item>& items, List& list) {
-  list.items = items.data();
-  list.count = int64_t(items.size());
+// Fills `tree` with the coefficients of the unrolled DCT-II (`fourier`: the unrolled real Fourier transform) with this
+// matrix, or with the transposed matrix; false if there is none.
+template <typename A>
+bool pack(std::vector<A>& tree, const Part<A>& part, bool fourier, bool transpose) {
+  tree.clear();
+  if constexpr (std::is_same_v<A, float>) {
+    if (!has_unrolled<A>() || part.height() != part.width()) return false;
+    const Indices all = range(0, part.height());
+    switch (part.height()) {
+#define MLIP_PACK(N)                                                      \
+  case N:                                                                 \
+    return fourier ? Pack<A, RealFourier<N>>::into(tree, part, transpose) \
+                   : Pack<A, Cosine<N>>::into(tree, part, all, all, transpose);
+      MLIP_UNROLLED_LENGTHS(MLIP_PACK)
+#undef MLIP_PACK
+    }
+  }
+  return false;
 }
 
 }  // namespace
 
 template <typename A>
-Line<A>::Line(const Matrix<A>& matrix) {
+AxisTransform<A>::AxisTransform(const Matrix<A>& matrix) {
   std::vector<A> dense;
   dense.reserve(size_t(matrix.rows * matrix.columns));
   for (int64_t m = 0; m < matrix.rows; ++m) {
@@ -330,7 +345,7 @@ Line<A>::Line(const Matrix<A>& matrix) {
 }
 
 template <typename A>
-Line<A>::Line(const Matrix<A>& real, const Matrix<A>& imaginary) {
+AxisTransform<A>::AxisTransform(const Matrix<A>& real, const Matrix<A>& imaginary) {
   const int64_t rows = real.rows, columns = real.columns;
   std::vector<A> dense(size_t(4 * rows * columns));
   for (int64_t m = 0; m < rows; ++m) {
@@ -347,22 +362,47 @@ Line<A>::Line(const Matrix<A>& real, const Matrix<A>& imaginary) {
 }
 
 template <typename A>
-void Line<A>::factor(std::vector<A> matrix, int64_t rows, int64_t columns) {
+AxisTransform<A> AxisTransform<A>::real_fourier(const Matrix<A>& cosine, const Matrix<A>& sine, bool transpose) {
+  const int64_t length = cosine.columns;
+  Part<A> part{range(0, length), range(0, length), std::vector<A>(size_t(length * length))};
+  for (int64_t k = 0; k < length; ++k) {
+    const bool is_cosine = k <= length / 2;
+    const Matrix<A>& from = is_cosine ? cosine : sine;
+    const A* row = from.data + (is_cosine ? k : length - k) * from.stride_row;
+    for (int64_t n = 0; n < length; ++n) part.matrix[size_t(k * length + n)] = row[n * from.stride_column];
+  }
+  AxisTransform result;
+  if (pack(result.coefficients, part, true, transpose)) {
+    result.inputs = result.outputs = length;
+    result.unrolled = transpose ? Unrolled::fourier_transposed : Unrolled::fourier;
+    result.tree = result.coefficients.data();
+  } else {
+    result.factor(transpose ? transposed(part).matrix : part.matrix, length, length);
+  }
+  return result;
+}
+
+template <typename A>
+void AxisTransform<A>::factor(std::vector<A> matrix, int64_t rows, int64_t columns) {
   inputs = columns, outputs = rows;
-  Part<A> whole{Indices(size_t(rows)), Indices(size_t(columns)), std::move(matrix)};
-  std::iota(whole.rows.begin(), whole.rows.end(), 0);
-  std::iota(whole.columns.begin(), whole.columns.end(), 0);
-  if (has_short_lines<A>()) compiled = pack_compiled(tree_coefficients, whole);
-  if (compiled != Compiled::no) {
-    compiled_coefficients = tree_coefficients.data();
+  const Part<A> whole{range(0, rows), range(0, columns), std::move(matrix)};
+  if (pack(coefficients, whole, false, false)) {
+    unrolled = Unrolled::cosine;
+  } else if (has_unrolled<A>() && pack(coefficients, transposed(whole), false, true)) {
+    unrolled = Unrolled::cosine_transposed;
+  }
+  if (unrolled != Unrolled::no) {
+    tree = coefficients.data();
     return;
   }
-  Factors<A> factors;
-  factors.take_apart(whole, 0, 0);
+  coefficients.clear();
+  Factorization<A> factors;
+  factors.split(whole, 0, 0);
 
   // The slots of a block lie together; inputs that no block reads come last.
   Indices input_slot(size_t(inputs), -1), output_slot(size_t(outputs), -1);
   int32_t next_input = 0, next_output = 0;
+  std::vector<Block> block_list;
   std::vector<size_t> starts;
   for (const Part<A>& part : factors.blocks) {
     block_list.push_back({next_output, int32_t(part.height()), next_input, int32_t(part.width()), nullptr});
@@ -380,23 +420,21 @@ void Line<A>::factor(std::vector<A> matrix, int64_t rows, int64_t columns) {
   for (int32_t& slot : input_slot) slot = slot < 0 ? next_input++ : slot;
   for (size_t i = 0; i < block_list.size(); ++i) block_list[i].coefficients = coefficients.data() + starts[i];
 
-  number<A>(factors.input, input_slot, input_fold_list, input_single_list, input_pair_list);
-  number<A>(factors.output, output_slot, output_fold_list, output_single_list, output_pair_list);
-  std::reverse(output_pair_list.begin(), output_pair_list.end());
+  Numbered<A> of_inputs(factors.input, input_slot), of_outputs(factors.output, output_slot);
+  std::reverse(of_outputs.pairs.begin(), of_outputs.pairs.end());
+  std::sort(of_outputs.singles.begin(), of_outputs.singles.end(),
+            [](const Single& a, const Single& b) { return a.slot < b.slot; });
 
-  std::sort(output_single_list.begin(), output_single_list.end(),
-            [](const Single& one, const Single& other) { return one.slot < other.slot; });
-
-  view(input_fold_list, input_folds);
-  view(input_single_list, input_singles);
-  view(input_pair_list, input_pairs);
-  view(block_list, blocks);
-  view(output_pair_list, output_pairs);
-  view(output_fold_list, output_folds);
-  view(output_single_list, output_singles);
+  input_folds.take(std::move(of_inputs.folds));
+  input_singles.take(std::move(of_inputs.singles));
+  input_pairs.take(std::move(of_inputs.pairs));
+  blocks.take(std::move(block_list));
+  output_pairs.take(std::move(of_outputs.pairs));
+  output_folds.take(std::move(of_outputs.folds));
+  output_singles.take(std::move(of_outputs.singles));
 }
 
-template class Line<float>;
-template class Line<double>;
+template class AxisTransform<float>;
+template class AxisTransform<double>;
 
 }  // namespace mlip::cpu

@@ -1,12 +1,38 @@
-// Where the variant of an operator that is given its output writes.
+// What the bindings of the CPU part share: element types, torch's threads, and outputs that the caller gives.
 #pragma once
 #include <cstdint>
 #include <initializer_list>
 #include <vector>
 
 #include "bindings/tensors.h"
+#include "cpu/simd.h"
 
 namespace mlip::bindings {
+
+using torch::stable::parallel_for;
+
+// Calls function(T{}) with the element type of the CPU kernels.
+template <typename Function>
+void for_type(ScalarType type, const Function& function) {
+  switch (type) {
+    case ScalarType::Float:
+      return function(float{});
+    case ScalarType::Double:
+      return function(double{});
+    case ScalarType::BFloat16:
+      return function(cpu::BFloat16{});
+    case ScalarType::Half:
+      return function(cpu::Half{});
+    default:
+      fail("mlip_kernels: no CPU kernel for dtype ", type);
+  }
+}
+
+// Tasks per thread such that a thread gets at least 32k elements: below that, waking it costs more than it saves.
+inline int64_t grain(int64_t elements_per_task) {
+  const int64_t tasks = 32768 / (elements_per_task > 0 ? elements_per_task : 1);
+  return tasks > 1 ? tasks : 1;
+}
 
 struct Bytes {
   uintptr_t begin, end;
@@ -21,8 +47,9 @@ inline Bytes bytes(const Tensor& tensor) {
   return {begin, begin + (last + 1) * tensor.element_size()};
 }
 
-// `result` is `out` itself, or contiguous memory of its own where `out` is not contiguous or shares memory with one of
-// the `others`, which are read while it is written; `deliver` copies it to `out` then.
+// Where an operator that is given its output writes: `result` is `out` itself, or contiguous memory of its own where
+// `out` is not contiguous or shares memory with one of the `others`, which are read while it is written; `deliver` then
+// copies it to `out`.
 struct Destination {
   Tensor out, result;
   bool direct;

@@ -1,9 +1,16 @@
-// Gradient of the weight of the spectral filter (cpu/spectral/filtered.h): dw = sum_b conj(S x_b) . S g_b, twice that
-// for coefficients that stand for their mirror image too.
+// Spectral filter of tokens, y = S* (w . S x) with an orthonormal transform S and a weight per coefficient and channel,
+// and the gradient of its weight, dw = sum_b conj(S x_b) . S g_b, twice that for coefficients that stand for their
+// mirror image too. (The gradient of x is the filter with the conjugate weight.)
 //
-//   g, x [B, prefix + H W, D] -> dw [H, W, D] (cosine basis) or [H, K, D, 2] (Fourier basis)
+//   x, y, g [B, prefix + H W, D],   w, dw [H, W, D] (cosine basis) or [H, K, D, 2] (Fourier basis), K = W / 2 + 1
 //
-// Reads g and x once; the sum stays in the cache. As many multiplications as the filter itself. A task is a block of
+// The filter reads x once and writes y once; between them everything stays in the cache. Its task is a block of channels
+// of one batch element, blocks outside: the block of the weight, unpacked once, serves all batch elements of a thread.
+// Multiplications per element in the Fourier basis, by the side of the grid: 17 at 7, 17 at 14, 13 at 16, 19 at 24, and
+// as many additions. That is about what the memory takes to deliver and fetch it; moving numbers between registers and
+// the first level cache takes longer than either.
+//
+// The gradient reads g and x once and has as many multiplications; the sum stays in the cache. Its task is a block of
 // channels of a segment of the batch. The cut depends on the shape alone, and the sums of segments are added in order:
 // the result is the same for any number of threads, and rounding grows with the segment rather than with the batch.
 #pragma once
@@ -12,6 +19,14 @@
 #include "cpu/spectral/spectrum.h"
 
 namespace mlip::cpu {
+
+template <typename T>
+struct Filtered : SpectralTokens<T> {
+  const Accumulate<T>* weight;  // contiguous
+  T* y;                         // contiguous
+
+  int64_t scratch() const { return this->spectrum.scratch() + this->spectrum.factors(); }
+};
 
 template <typename T>
 struct FilteredBackwardWeight : SpectralTokens<T> {
@@ -29,6 +44,10 @@ struct FilteredBackwardWeight : SpectralTokens<T> {
   }
   int64_t scratch() const { return 2 * this->spectrum.scratch() + this->spectrum.factors(); }
 };
+
+// Over tasks.
+template <typename T>
+void filtered(const Filtered<T>& problem, int64_t begin, int64_t end);
 
 // Over tasks: fills partial.
 template <typename T>

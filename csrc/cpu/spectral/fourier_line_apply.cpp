@@ -1,4 +1,0 @@
-#include "cpu/spectral/fourier_line.h"
-
-#define MLIP_KERNELS "cpu/spectral/fourier_line_apply_kernels.h"
-#include "cpu/simd_copies.h"
