@@ -1,8 +1,10 @@
 // Compiles the file named by MLIP_KERNELS once per instruction set; see cpu/simd.h. Everything that file needs from
 // the standard library is included here, outside the namespaces.
+#ifndef MLIP_VECTOR_BYTES  // a file that names itself comes by here again
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/simd.h"
 #include "cpu/types.h"
@@ -89,3 +91,4 @@ namespace mlip::cpu::avx512_bf16 {
 #endif
 
 #endif  // MLIP_X86
+#endif  // MLIP_VECTOR_BYTES
