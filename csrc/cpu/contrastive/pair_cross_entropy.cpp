@@ -76,7 +76,7 @@ MLIP_FORCED A scale(A from, A to) {
   return from == to ? A(1) : std::exp(from - to);
 }
 
-// A line without any possible class has no probabilities.
+// A row or column without any possible class has no probabilities.
 template <typename A>
 MLIP_FORCED A log_of_sum(A largest, A sum) {
   return largest == NOTHING<A> ? std::numeric_limits<A>::quiet_NaN() : std::log(sum);
@@ -88,8 +88,7 @@ MLIP_FORCED Vector<A> origin(Vector<A> largest) {
   return largest == NOTHING<A> ? Vector<A>{} : largest;
 }
 
-// One tile: per row and per column the largest logit, and the sum of exponentials below it. Columns are padded to whole
-// vectors, of which the last has `rest` columns.
+// One tile: per row and per column the largest logit, and the sum of exponentials below it.
 template <typename T>
 struct PairTile {
   using A = Accumulate<T>;
@@ -98,7 +97,7 @@ struct PairTile {
   int64_t rows, columns;
   const T* logits;
   int64_t stride;
-  A *column_maxima, *column_sums;  // padded
+  A *column_maxima, *column_sums;  // padded to whole vectors
   alignas(64) A maxima[MOST_ROWS], sums[MOST_ROWS];
 };
 
@@ -107,35 +106,37 @@ static MLIP_NOINLINE Vector<A> last_logits(const T* from, int64_t count) {
   return lane_numbers<A>() < Integer<A>(count) ? load(from, count) : broadcast(NOTHING<A>);
 }
 
-// Logits of a row from `column` on: a whole vector, with -inf where no column is.
+// Logits of a row from `column` on: a whole vector, with -inf behind the last of `columns`.
 template <typename T, typename A = Accumulate<T>>
-MLIP_FORCED Vector<A> logits_at(const PairTile<T>& tile, int64_t row, int64_t column) {
-  const T* from = tile.logits + row * tile.stride + column;
-  const int64_t left = tile.columns - column;
-  return left >= LANES<A> ? load(from) : last_logits(from, left);
+MLIP_FORCED Vector<A> logits_at(const T* row, int64_t column, int64_t columns) {
+  return columns - column >= LANES<A> ? load(row + column) : last_logits(row + column, columns - column);
 }
 
 // Sums and maxima of N rows from `row` on, with exp(l) itself for rows and columns alike.
 template <int N, bool BOTH, typename T, typename A = Accumulate<T>>
 static MLIP_NOINLINE void reduce_pair_rows(PairTile<T>& tile, int64_t row) {
+  // Copies, as a store to column sums might change the tile.
+  const T* const logits = tile.logits + row * tile.stride;
+  const int64_t stride = tile.stride, columns = tile.columns;
+  A *const column_maxima = tile.column_maxima, *const column_sums = tile.column_sums;
   Vector<A> largest[N], sums[N] = {};
   MLIP_FULLY_UNROLLED for (int n = 0; n < N; ++n) largest[n] = broadcast(NOTHING<A>);
-  for (int64_t c = 0; c < tile.columns; c += LANES<A>) {
+  for (int64_t c = 0; c < columns; c += LANES<A>) {
     Vector<A> column_largest = {}, column_sum = {};
     if constexpr (BOTH) {
-      column_largest = load(tile.column_maxima + c);
-      column_sum = load(tile.column_sums + c);
+      column_largest = load(column_maxima + c);
+      column_sum = load(column_sums + c);
     }
     MLIP_FULLY_UNROLLED for (int n = 0; n < N; ++n) {
-      const Vector<A> value = logits_at(tile, row + n, c), exponentials = exponential<A>(value);
+      const Vector<A> value = logits_at(logits + n * stride, c, columns), exponentials = exponential<A>(value);
       largest[n] = larger(value, largest[n]);
       sums[n] += exponentials;
       column_largest = larger(value, column_largest);
       column_sum += exponentials;
     }
     if constexpr (BOTH) {
-      store(tile.column_maxima + c, column_largest);
-      store(tile.column_sums + c, column_sum);
+      store(column_maxima + c, column_largest);
+      store(column_sums + c, column_sum);
     }
   }
   MLIP_FULLY_UNROLLED for (int n = 0; n < N; ++n) {
@@ -194,7 +195,9 @@ static MLIP_NOINLINE void reduce_pair_tile_below(PairTile<T>& tile, bool both) {
   for (int64_t row = 0; row < tile.rows;) {
     const int rows = tile.rows - row < ROWS_AT_ONCE ? 1 : ROWS_AT_ONCE;
     for (int n = 0; n < rows; ++n) {
-      for (int64_t c = 0; c < tile.columns; c += LANES<A>) store(logits + n * stride + c, logits_at(tile, row + n, c));
+      const T* from = tile.logits + (row + n) * tile.stride;
+      A* to = logits + n * stride;
+      for (int64_t c = 0; c < tile.columns; c += LANES<A>) store(to + c, logits_at(from, c, tile.columns));
     }
     const auto reduce = rows == 1 ? reduce_pair_rows_below<1, A> : reduce_pair_rows_below<ROWS_AT_ONCE, A>;
     reduce(logits, stride, tile.columns, tile.maxima + row, tile.sums + row, tile.column_maxima, column_sums);
@@ -225,10 +228,11 @@ static void reduce_pair_tile(PairTile<T>& tile) {
 // Sum of l - largest over a row of the tile.
 template <typename T, typename A = Accumulate<T>>
 static double pair_distances(const PairTile<T>& tile, int64_t row) {
+  const T* logits = tile.logits + row * tile.stride;
   const Vector<A> below = origin<A>(broadcast(tile.maxima[row]));
   Vector<A> total = {};
   for (int64_t c = 0; c < tile.columns; c += LANES<A>) {
-    const Vector<A> distance = logits_at(tile, row, c) - below;
+    const Vector<A> distance = logits_at(logits, c, tile.columns) - below;
     total += lane_numbers<A>() < Integer<A>(tile.columns - c) ? distance : Vector<A>{};
   }
   return double(sum<A>(total));

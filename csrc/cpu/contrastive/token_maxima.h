@@ -114,8 +114,7 @@ struct TokenMaximaTiling {
   std::vector<int32_t> image_index, text_index;
   std::vector<TokenGroup> image_groups, text_groups;
   std::vector<TokenMaximaBlock> blocks;
-  int64_t lanes, steps,
-      element_bytes;  // of packed operands: see token_maxima_kernels.h
+  int64_t lanes, steps, element_bytes;  // of packed operands: see similarity_tile_kernels.h
   int64_t most_columns_a_block;
 
   // Elements of packed texts, and behind them the weights of their tokens.
