@@ -90,8 +90,8 @@ struct TokenMaximaBlock {
   int64_t tasks() const { return image_groups * text_groups; }
 };
 
-// Valid tokens of image or text i are those at first[i] <= k < first[i + 1]; index[k] is the token's place among the
-// `count` of i.
+// Valid tokens of image or text i are those at first[i] <= k < first[i + 1]; index[k] is the index of the token among
+// the `count` of i.
 struct ValidTokens {
   int64_t batch, count;
   const int64_t* first;

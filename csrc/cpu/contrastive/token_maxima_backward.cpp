@@ -5,7 +5,7 @@
 #include "cpu/contrastive/token_maxima.h"
 #include "cpu/scratch.h"
 
-#ifndef MLIP_VECTOR_BYTES
+#ifndef MLIP_VECTOR_BYTES  // types that all variants share
 namespace mlip::cpu {
 
 // One coefficient times one token of the other side: `row` counts tokens from the first of the block.
@@ -69,8 +69,8 @@ static void read_argmax(const ArgmaxIndices& argmax, int64_t b, int64_t c, int64
 }
 
 // The terms of one b with the others first <= c < last, in one list per destination: one for every c, that of its
-// argmax, then those of the tokens whose argmax it is. Two tokens that are each other's make one term, of the first
-// kind.
+// argmax, then those of the tokens whose argmax it is. Two tokens that are each other's argmax make one term, of the
+// first kind.
 //
 // Which tokens these are is as good as random, so nothing branches on it: what is no term is listed, too, and the next
 // one takes its place. That is why every list has room for one more.
@@ -234,8 +234,8 @@ static inline void add_block(const Destination<T>& to, const T* tokens, int64_t 
 template <typename T>
 static void gather_slice(const T* tokens, int64_t channels, int64_t rows, int64_t first, int64_t last, int64_t padded,
                          T* slice) {
-  constexpr int64_t AHEAD = 16,
-                    LINE = 64 / sizeof(T);  // of what lies `channels` apart, processors fetch little ahead
+  // Rows lie `channels` apart, of which processors fetch little ahead.
+  constexpr int64_t AHEAD = 16, LINE = 64 / sizeof(T);
   const int64_t width = last - first;
   for (int64_t row = 0; row < rows; ++row) {
     T* to = slice + row * TokenMaximaBackward<T>::SLICE;
