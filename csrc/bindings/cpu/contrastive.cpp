@@ -5,7 +5,6 @@
 #include "bindings/cpu/tensors.h"
 #include "cpu/contrastive/pair_cross_entropy.h"
 #include "cpu/contrastive/token_maxima.h"
-#include "cpu/contrastive/token_maxima_backward.h"
 
 namespace mlip::bindings {
 namespace {
@@ -67,35 +66,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
   for_type(images.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = cpu::Accumulate<T>;
-    const cpu::TokenMaxima<T> problem = {channels,
-                                         tokens<T>(images, image_mask, image_share),
-                                         tokens<T>(texts, text_mask, text_share),
-                                         mutable_data<A>(per_image),
-                                         mutable_data<A>(per_text),
-                                         keep_best ? mutable_data<void>(best_text) : nullptr,
-                                         keep_best ? mutable_data<void>(best_image) : nullptr,
-                                         keep_maxima ? mutable_data<A>(text_maxima) : nullptr,
-                                         keep_maxima ? mutable_data<A>(image_maxima) : nullptr,
-                                         index_bytes(m),
-                                         index_bytes(n)};
-    const cpu::TokenMaximaPlan plan = cpu::token_maxima_plan(problem);
-    Tensor packed = torch::stable::new_empty(images, {plan.packed_bytes()}, ScalarType::Byte);
-    for (const cpu::TokenMaximaBlock& block : plan.blocks) {
-      parallel_for(0, block.text_groups, grain(plan.most_columns * channels), [&](int64_t begin, int64_t end) {
-        cpu::token_maxima_pack(problem, plan, block, packed.mutable_data_ptr(), begin, end);
+    const cpu::TokenMaximaResults<A> results = {mutable_data<A>(per_image),
+                                                mutable_data<A>(per_text),
+                                                keep_best ? mutable_data<void>(best_text) : nullptr,
+                                                keep_best ? mutable_data<void>(best_image) : nullptr,
+                                                keep_maxima ? mutable_data<A>(text_maxima) : nullptr,
+                                                keep_maxima ? mutable_data<A>(image_maxima) : nullptr,
+                                                index_bytes(m),
+                                                index_bytes(n)};
+    const cpu::TokenMaxima<T> problem = {channels, tokens<T>(images, image_mask, image_share),
+                                         tokens<T>(texts, text_mask, text_share), results};
+    const cpu::TokenMaximaTiling tiling = cpu::token_maxima_tiling(problem);
+    Tensor packed = torch::stable::new_empty(images, {tiling.packed_bytes()}, ScalarType::Byte);
+    for (const cpu::TokenMaximaBlock& block : tiling.blocks) {
+      parallel_for(0, block.text_groups, grain(tiling.tiles.most_columns * channels), [&](int64_t begin, int64_t end) {
+        cpu::token_maxima_pack(problem, tiling, block, packed.mutable_data_ptr(), begin, end);
       });
-      parallel_for(0, block.tasks(), grain(plan.most_rows * plan.most_columns), [&](int64_t begin, int64_t end) {
-        cpu::token_maxima(problem, plan, block, packed.const_data_ptr(), begin, end);
-      });
+      parallel_for(0, block.tasks(), grain(tiling.tiles.most_rows * tiling.tiles.most_columns),
+                   [&](int64_t begin, int64_t end) {
+                     cpu::token_maxima(problem, tiling, block, packed.const_data_ptr(), begin, end);
+                   });
     }
   });
   return {per_image, per_text, best_text, best_image, text_maxima, image_maxima};
 }
 
-cpu::TokenMap token_map(const char* name, const Tensor& map, int64_t batch, int64_t other_batch, int64_t count,
-                        int64_t found) {
-  check(name, map, {batch, other_batch, count}, index_type(found));
-  return {map.const_data_ptr(), index_bytes(found), map.stride(0), map.stride(1)};
+cpu::ArgmaxIndices argmax_indices(const char* name, const Tensor& argmax, int64_t batch, int64_t other_batch,
+                                  int64_t count, int64_t found) {
+  check(name, argmax, {batch, other_batch, count}, index_type(found));
+  return {argmax.const_data_ptr(), index_bytes(found), argmax.stride(0), argmax.stride(1)};
 }
 
 Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_mean_, const Tensor& others_,
@@ -116,28 +115,29 @@ Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_
   const Tensor grad_mean = dense(grad_mean_), grad_other_mean = dense(grad_other_mean_);
   const Optional mask = contiguous(mask_), other_mask = contiguous(other_mask_);
   const Tensor best_other = with_unit_stride(best_other_), best = with_unit_stride(best_);
-  const cpu::TokenMap best_other_map = token_map("best_other", best_other, batch, other_batch, n, m);
-  const cpu::TokenMap best_map = token_map("best", best, batch, other_batch, m, n);
+  const cpu::ArgmaxIndices argmax_other = argmax_indices("best_other", best_other, batch, other_batch, n, m);
+  const cpu::ArgmaxIndices argmax = argmax_indices("best", best, batch, other_batch, m, n);
   Tensor grad = torch::stable::new_empty(others, {batch, n, channels});
 
   for_type(others.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = cpu::Accumulate<T>;
-    const cpu::TokenMaximaBackward<T> problem = {batch,
-                                                 n,
-                                                 other_batch,
-                                                 m,
-                                                 channels,
-                                                 data<A>(grad_mean),
-                                                 data<A>(grad_other_mean),
-                                                 data<T>(others),
-                                                 flags_or_null(mask),
-                                                 flags_or_null(other_mask),
-                                                 data<A>(share),
-                                                 data<A>(other_share),
-                                                 best_other_map,
-                                                 best_map,
-                                                 mutable_data<T>(grad)};
+    cpu::TokenMaximaBackward<T> problem{};
+    problem.batch = batch;
+    problem.count = n;
+    problem.other_batch = other_batch;
+    problem.other_count = m;
+    problem.channels = channels;
+    problem.grad_mean = data<A>(grad_mean);
+    problem.grad_other_mean = data<A>(grad_other_mean);
+    problem.mask = flags_or_null(mask);
+    problem.other_mask = flags_or_null(other_mask);
+    problem.normalized_weight = data<A>(share);
+    problem.other_normalized_weight = data<A>(other_share);
+    problem.argmax_other = argmax_other;
+    problem.argmax = argmax;
+    problem.others = data<T>(others);
+    problem.grad = mutable_data<T>(grad);
     parallel_for(0, problem.tasks(), grain(other_batch * (n + m) * problem.SLICE),
                  [&](int64_t begin, int64_t end) { cpu::token_maxima_backward(problem, begin, end); });
   });

@@ -1,10 +1,105 @@
-// Products of vectors, channels in the lanes, that are read where they lie. Included by match_kernels.h.
+// Cosines: the defined one of two vectors, and approximate ones of a few sources with a block of targets. Included by
+// match.cpp, once per instruction set.
 //
-// A tile of MATCH_ROWS sources and MATCH_COLUMNS targets has a register for the sums of each of its products; at the
-// end shuffles and additions turn them into vectors with one product to a lane.
+// Approximate products are summed with channels in the lanes, so that vectors are read where they lie. A tile of
+// MATCH_ROWS sources and MATCH_COLUMNS targets has a register for the sums of each of its products; at the end shuffles
+// and additions turn them into vectors with one product to a lane.
 
 #define MLIP_FULLY_UNROLLED _Pragma("GCC unroll 32")
 #define MLIP_FORCED static inline __attribute__((always_inline))
+#define MLIP_NOINLINE __attribute__((noinline))
+
+typedef float HalfOfFloats __attribute__((vector_size(MLIP_VECTOR_BYTES / 2)));
+
+static inline void widen(Vector<float> v, Vector<double>* wide) {
+  HalfOfFloats halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  for (int h = 0; h < 2; ++h) wide[h] = __builtin_convertvector(halves[h], Vector<double>);
+}
+
+// <a, b> in float64, where squares of float32 can neither overflow nor vanish.
+template <typename T>
+static MLIP_NOINLINE double exact_product(const T* a, const T* b, int64_t width) {
+  constexpr int STEP = LANES<float>;
+  Vector<double> sums[4] = {}, wide_a[2], wide_b[2];
+  int64_t d = 0;
+  for (; d + 2 * STEP <= width; d += 2 * STEP) {
+    for (int k = 0; k < 2; ++k) {
+      widen(load(a + d + k * STEP), wide_a);
+      widen(load(b + d + k * STEP), wide_b);
+      for (int h = 0; h < 2; ++h) sums[2 * k + h] += wide_a[h] * wide_b[h];
+    }
+  }
+  for (; d < width; d += STEP) {
+    const int64_t count = width - d < STEP ? width - d : STEP;
+    widen(load(a + d, count), wide_a);
+    widen(load(b + d, count), wide_b);
+    for (int h = 0; h < 2; ++h) sums[h] += wide_a[h] * wide_b[h];
+  }
+  return sum<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// Length of a vector, over its largest element for float64, whose squares may leave the range; `norm` is 0 where the
+// vector has no direction: it is zero, or not finite.
+struct Length {
+  double norm, largest;
+};
+
+template <typename T>
+static MLIP_NOINLINE Length length_of(const T* row, int64_t width) {
+  Length length{0, 1};
+  if constexpr (sizeof(T) == 8) {
+    double largest = 0, squares = 0;
+    for (int64_t d = 0; d < width; ++d) largest = largest < std::fabs(row[d]) ? std::fabs(row[d]) : largest;
+    length.largest = largest > 0 ? largest : 1;
+    for (int64_t d = 0; d < width; ++d) squares += (row[d] / length.largest) * (row[d] / length.largest);
+    length.norm = std::sqrt(squares);
+  } else {
+    length.norm = std::sqrt(exact_product(row, row, width));
+  }
+  if (!(length.norm > 0 && length.norm < HUGE_VAL)) length.norm = 0;
+  return length;
+}
+
+// The cosine as it is defined, of two vectors of these lengths.
+template <typename T>
+static float exact_cosine(const T* a, double norm_a, const T* b, double norm_b, int64_t width) {
+  const double norms = norm_a * norm_b;
+  return norms > 0 ? float(exact_product(a, b, width) / norms) : 0.0f;
+}
+
+template <typename T>
+static float exact_similarity(const Similarities<T>& p, int64_t b, int64_t source, int64_t target) {
+  const T* from = p.metric + b * p.stride_batch;
+  const T* first = from + source * p.stride_token;
+  const T* second = from + target * p.stride_token;
+  return exact_cosine(first, length_of(first, p.width).norm, second, length_of(second, p.width).norm, p.width);
+}
+
+// to[d] = row[d] / its length, zeros where it has no direction.
+template <typename T, typename A = Accumulate<T>>
+static void write_direction(const T* row, int64_t width, A* to) {
+  const Length length = length_of(row, width);
+  if (length.norm == 0) {
+    std::memset(to, 0, size_t(width) * sizeof(A));
+    return;
+  }
+  for (int64_t d = 0; d < width; d += LANES<A>) {
+    const int64_t count = width - d < LANES<A> ? width - d : LANES<A>;
+    const Vector<A> v = load(row + d, count);
+    if constexpr (sizeof(T) == 8) {
+      store(to + d, v / length.largest / length.norm, count);
+    } else {
+      Vector<double> wide[2];
+      widen(v, wide);
+      HalfOfFloats halves[2];
+      for (int h = 0; h < 2; ++h) halves[h] = __builtin_convertvector(wide[h] / length.norm, HalfOfFloats);
+      Vector<A> narrow;
+      std::memcpy(&narrow, halves, sizeof narrow);
+      store(to + d, narrow, count);
+    }
+  }
+}
 
 // Sources, and targets, whose products are summed in registers side by side.
 constexpr int MATCH_ROWS = 4;
@@ -22,16 +117,16 @@ using Lanes = typename VectorOf<A>::bits;
 template <typename T, typename A = Accumulate<T>>
 struct Tail {
   int64_t at, count;  // of the load
-  Lanes<A> kept;      // all ones where a lane counts
+  Lanes<A> mask;      // all ones where a lane counts
 
   explicit Tail(int64_t width) {
     constexpr int64_t L = LANES<A>;
     at = width < L ? 0 : width - L;
     count = width < L ? width : L;
-    for (int64_t k = 0; k < L; ++k) kept[k] = k < count - width % L ? 0 : ~decltype(kept[0] + 0)(0);
+    for (int64_t k = 0; k < L; ++k) mask[k] = k < count - width % L ? 0 : ~decltype(mask[0] + 0)(0);
   }
   Vector<A> any(const T* row) const { return count == LANES<A> ? load(row + at) : load(row + at, count); }
-  Vector<A> masked(const T* row) const { return (Vector<A>)((Lanes<A>)any(row) & kept); }
+  Vector<A> masked(const T* row) const { return (Vector<A>)((Lanes<A>)any(row) & mask); }
 };
 
 // Sum of squares in float32.
@@ -179,3 +274,42 @@ MLIP_FORCED void products(const T* const* rows_, const T* const* columns_, int64
     to[m] = parts[0];
   }
 }
+
+// The highest approximate cosine of each of MATCH_ROWS sources, before the division by the source's length, the second
+// highest, and the first target of the tile that has the highest; one for each column of a tile.
+template <typename A>
+struct Highest {
+  A highest[MATCH_PRODUCTS], second[MATCH_PRODUCTS];
+  int64_t tile[MATCH_PRODUCTS];
+};
+
+// Sweeps MATCH_ROWS sources over `count` targets. `scales` has 1 / length of each target MATCH_ROWS times; `strip`
+// receives all products, divided by the length of the target.
+template <typename E, typename A = Accumulate<E>>
+static MLIP_NOINLINE void sweep_targets(const E* const* rows, const E* const* columns, int64_t count, int64_t width,
+                                        const Tail<E>& tail, const A* scales, A* strip, Highest<A>* to, Ahead& ahead) {
+  constexpr int V = MATCH_VECTORS<A>, L = LANES<A>;
+  Vector<A> highest[V], second[V], v[V];
+  Lanes<A> tile[V] = {};
+  for (int m = 0; m < V; ++m) highest[m] = second[m] = broadcast(A(-HUGE_VALF));
+  for (int64_t j = 0; j < count; j += MATCH_COLUMNS) {
+    products<E>(rows, columns + j, width, tail, ahead, v);
+    for (int m = 0; m < V; ++m) {
+      const Vector<A> value = v[m] * load(scales + j * MATCH_ROWS + m * L);
+      store(strip + j * MATCH_ROWS + m * L, value);
+      const auto higher = highest[m] < value;
+      const Vector<A> lower = higher ? highest[m] : value;
+      second[m] = second[m] < lower ? lower : second[m];
+      highest[m] = higher ? value : highest[m];
+      tile[m] = higher ? (Lanes<A>{} + decltype(tile[m][0] + 0)(j)) : tile[m];
+    }
+  }
+  for (int m = 0; m < V; ++m) {
+    store(to->highest + m * L, highest[m]);
+    store(to->second + m * L, second[m]);
+    for (int k = 0; k < L; ++k) to->tile[m * L + k] = int64_t(tile[m][k]);
+  }
+}
+
+#undef MLIP_FULLY_UNROLLED
+#undef MLIP_FORCED
