@@ -13,10 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
-from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
+
+from mlip_kernels._extras import check_version, needing
+
+with needing("integrations", "mlip_kernels.patch.open_clip"):
+    check_version("open_clip", "open_clip_torch", (3, 0), (4, 0))
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+    from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
 from mlip_kernels.nn.guidance import Guide
 from mlip_kernels.patch import timm

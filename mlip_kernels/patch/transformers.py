@@ -15,6 +15,11 @@ from typing import Any
 
 from torch import nn
 
+from mlip_kernels._extras import check_version, needing
+
+with needing("integrations", "mlip_kernels.patch.transformers"):
+    check_version("transformers", "transformers", (5, 20), (6, 0))
+
 from mlip_kernels.nn.guidance import Guide
 from mlip_kernels.patch.classes import exchange, merges, restore, unwrapped
 from mlip_kernels.patch.parts import check_part
