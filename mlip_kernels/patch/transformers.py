@@ -172,7 +172,7 @@ def vision_model(model: nn.Module) -> Any:
 def _found(model: object) -> dict[str, Any]:
     """All vision models that a module is or holds, by name."""
     modules = list(model.named_modules()) if isinstance(model, nn.Module) else []
-    found = {name: module for name, module in modules if type(module) in MODELS}
+    found = {name: module for name, module in modules if isinstance(module, MODELS)}
     if found:
         return found
     wanted = "a model with a CLIPVisionModel, SiglipVisionModel or Siglip2VisionModel"
