@@ -23,15 +23,9 @@ IMAGES, BLOCKS = 16, 12
 
 
 def of_open_clip(patch_size: int) -> tuple[nn.Module, Any]:
-    config = {
-        "image_size": 224,
-        "patch_size": patch_size,
-        "width": 768,
-        "layers": BLOCKS,
-        "heads": 12,
-        "mlp_ratio": 4.0,
-    }
-    return open_clip.transformer.VisionTransformer(**config, output_dim=512), patch_open_clip
+    sizes = {"width": 768, "layers": BLOCKS, "heads": 12, "mlp_ratio": 4.0, "output_dim": 512}
+    tower = open_clip.transformer.VisionTransformer(image_size=224, patch_size=patch_size, **sizes)
+    return tower, patch_open_clip
 
 
 def of_hugging_face() -> tuple[nn.Module, Any]:
