@@ -10,10 +10,10 @@ it; the text tower is never touched. What the model returns keeps its shape: ``e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import nn
+from typing_extensions import Unpack
 
 from mlip_kernels._extras import check_version, needing
 
@@ -23,7 +23,6 @@ with needing("integrations", "mlip_kernels.patch.open_clip"):
     from open_clip.transformer import VisionTransformer
     from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
-from mlip_kernels.nn.guidance import Guide
 from mlip_kernels.patch import timm
 from mlip_kernels.patch.classes import exchange, restore, unwrapped
 from mlip_kernels.patch.open_clip_transformer import (
@@ -31,30 +30,15 @@ from mlip_kernels.patch.open_clip_transformer import (
     BLOCKS,
     TOWERS,
     TRANSFORMERS,
-    MergingTransformer,
     MergingVisionTransformer,
 )
 from mlip_kernels.patch.parts import check_part
-from mlip_kernels.patch.settings import Merging, Rate, checked, warn_of_surprises
+from mlip_kernels.patch.settings import Merging, Rate, Settings, checked, warn_of_surprises
 
 __all__ = ["Merging", "MergingVisionTransformer", "Rate", "apply", "image_tower", "remove", "set_merging"]
 
 
-def apply(
-    model: nn.Module,
-    r: Rate = 0,
-    *,
-    keep_rate: float | None = None,
-    layers: Sequence[int] | None = None,
-    overall: bool = False,
-    guide: Guide | str | None = None,
-    guide_weight: float = 1.0,
-    energy_cutoff: float | None = None,
-    proportional_attention: bool = True,
-    max_merges: int | None = None,
-    threshold: float | None = None,
-    training_only: bool = False,
-) -> nn.Module:
+def apply(model: nn.Module, r: Rate = 0, **settings: Unpack[Settings]) -> nn.Module:
     """Let the image tower of an open_clip model merge tokens, in place.
 
     Applied again, it changes the settings, all of them (`set_merging` changes some). Parameters, hooks and the state
@@ -64,9 +48,9 @@ def apply(
     Args:
         model: a ``CLIP``, ``CustomTextCLIP`` or ``CoCa``, its image tower, or a module around one of them. The tower is
             open_clip's ``VisionTransformer``, or a ``TimmModel`` around a trunk that `mlip_kernels.patch.timm` takes.
-        r, keep_rate, layers, overall, guide, guide_weight, energy_cutoff, proportional_attention, max_merges,
-            threshold, training_only: as in `mlip_kernels.patch.timm.apply`. The guide ``"frequency"`` needs all patches
-            and so no patch dropout in training.
+        r: tokens to merge, as in `mlip_kernels.patch.timm.apply`.
+        settings: ``keep_rate``, ``guide`` and the others of `mlip_kernels.patch.timm.apply`. The guide ``"frequency"``
+            needs all patches and so no patch dropout in training.
 
     Returns:
         The model itself, as it was given.
@@ -84,34 +68,20 @@ def apply(
         UserWarning: a list r is shorter than the depth, or hardly any token is left.
     """
     tower: Any = image_tower(model)
-    given: dict[str, Any] = {
-        "r": r,
-        "keep_rate": keep_rate,
-        "layers": layers,
-        "overall": overall,
-        "guide": guide,
-        "guide_weight": guide_weight,
-        "energy_cutoff": energy_cutoff,
-        "proportional_attention": proportional_attention,
-        "max_merges": max_merges,
-        "threshold": threshold,
-        "training_only": training_only,
-    }
     if isinstance(tower, TimmModel):
-        timm.apply(_trunk(tower), **given)
+        timm.apply(_trunk(tower), r, **settings)
         return model
     _check_parts(tower)
     transformer, (height, width) = tower.transformer, tower.grid_size
     depth = len(transformer.resblocks)
-    settings = checked(depth, height * width, **given)  # what it refuses is refused before any change
-    warn_of_surprises(settings, depth, height * width)
+    merging = checked(depth, height * width, r=r, **settings)  # what it refuses is refused before any change
+    warn_of_surprises(merging, depth, height * width)
     for block in map(unwrapped, transformer.resblocks):
         exchange(_attention(block), ATTENTIONS)
         exchange(block, BLOCKS)
     exchange(transformer, TRANSFORMERS)
     exchange(tower, TOWERS)
-    merging = cast(MergingTransformer, transformer)
-    merging.merging, merging.grid_size = settings, (height, width)
+    transformer.merging, transformer.grid_size = merging, (height, width)
     return model
 
 

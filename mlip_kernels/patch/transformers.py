@@ -10,40 +10,25 @@ it; the text model is never touched. What the model returns keeps its shape: ``l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from typing_extensions import Unpack
 
 from mlip_kernels._extras import check_version, needing
 
 with needing("integrations", "mlip_kernels.patch.transformers"):
     check_version("transformers", "transformers", (5, 20), (6, 0))
 
-from mlip_kernels.nn.guidance import Guide
 from mlip_kernels.patch.classes import exchange, merges, restore, unwrapped
 from mlip_kernels.patch.parts import check_part
-from mlip_kernels.patch.settings import Merging, Rate, changed, checked, warn_of_surprises
+from mlip_kernels.patch.settings import Merging, Rate, Settings, changed, checked, warn_of_surprises
 from mlip_kernels.patch.transformers_encoders import ATTENTIONS, EMBEDDINGS, ENCODERS, LAYERS, MODELS
 
 __all__ = ["Merging", "Rate", "apply", "merging_of", "remove", "set_merging", "vision_model"]
 
 
-def apply(
-    model: nn.Module,
-    r: Rate = 0,
-    *,
-    keep_rate: float | None = None,
-    layers: Sequence[int] | None = None,
-    overall: bool = False,
-    guide: Guide | str | None = None,
-    guide_weight: float = 1.0,
-    energy_cutoff: float | None = None,
-    proportional_attention: bool = True,
-    max_merges: int | None = None,
-    threshold: float | None = None,
-    training_only: bool = False,
-) -> nn.Module:
+def apply(model: nn.Module, r: Rate = 0, **settings: Unpack[Settings]) -> nn.Module:
     """Let the vision model of a Hugging Face model merge tokens, in place.
 
     Applied again, it changes the settings, all of them (`set_merging` changes some). Parameters, the state dict and
@@ -53,9 +38,9 @@ def apply(
     Args:
         model: a CLIP, SigLIP or SigLIP 2 model, or any model that holds the vision model of one of them: with
             projection, for image classification, as the vision tower of a language model.
-        r, keep_rate, layers, overall, guide, guide_weight, energy_cutoff, proportional_attention, max_merges,
-            threshold, training_only: as in `mlip_kernels.patch.timm.apply`. Guides that read frequencies need images of
-            the size in ``config``, and no SigLIP 2, whose images have grids of their own.
+        r: tokens to merge, as in `mlip_kernels.patch.timm.apply`.
+        settings: ``keep_rate``, ``guide`` and the others of `mlip_kernels.patch.timm.apply`. Guides that read
+            frequencies need images of the size in ``config``, and no SigLIP 2, whose images have grids of their own.
 
     Returns:
         The model itself, as it was given.
@@ -76,23 +61,10 @@ def apply(
     vision = vision_model(model)
     _check_parts(vision)
     encoder: Any = vision.encoder
-    settings = checked(
-        len(encoder.layers),
-        _patches(vision),
-        r=r,
-        keep_rate=keep_rate,
-        layers=layers,
-        overall=overall,
-        guide=guide,
-        guide_weight=guide_weight,
-        energy_cutoff=energy_cutoff,
-        proportional_attention=proportional_attention,
-        max_merges=max_merges,
-        threshold=threshold,
-        training_only=training_only,
-    )  # what it refuses is refused before any change
-    _check_guide(vision, settings)
-    warn_of_surprises(settings, len(encoder.layers), _patches(vision))
+    depth, patches = len(encoder.layers), _patches(vision)
+    merging = checked(depth, patches, r=r, **settings)  # what it refuses is refused before any change
+    _check_guide(vision, merging)
+    warn_of_surprises(merging, depth, patches)
     for layer in _layers(vision):
         _exchange(layer.self_attn, ATTENTIONS)
         _exchange(layer, LAYERS)
@@ -100,7 +72,7 @@ def apply(
     if _grid(vision) is not None:
         _exchange(vision.embeddings, EMBEDDINGS)
     encoder.grid = _grid(vision)
-    _set(vision, settings)
+    _set(vision, merging)
     return model
 
 

@@ -333,3 +333,8 @@ def test_several_towers_and_bad_settings():
     patch.apply(tower, r=1)
     with pytest.raises(ValueError, match="attn_mask: expected None while tokens merge"):
         tower.transformer(torch.randn(1, 17, SIZES["width"]), attn_mask=torch.zeros(17, 17))
+
+
+def test_a_setting_that_does_not_exist_is_named():
+    with pytest.raises(TypeError, match="ratio: expected one of the settings r, keep_rate"):
+        patch.apply(tiny(), ratio=0.5)

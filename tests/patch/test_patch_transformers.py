@@ -270,3 +270,8 @@ def test_several_models_and_bad_settings():
         patch.set_merging(tiny("CLIP"), r=1)
     with pytest.raises(ValueError, match="keep_rate"):
         patch.apply(tiny("CLIP"), keep_rate=2.0)
+
+
+def test_a_setting_that_does_not_exist_is_named():
+    with pytest.raises(TypeError, match="ratio: expected one of the settings r, keep_rate"):
+        patch.apply(tiny("CLIP"), ratio=0.5)
