@@ -118,7 +118,7 @@ $(VENV)/.installed: $(BIN)/python $(SOURCES)
 	    echo "make: installing PyTorch in $(VENV), a download of up to 3 GB: 2 to 10 minutes, once"; \
 	    $(BIN)/python -m pip install $(TORCH); }
 	@echo "make: installing this package with its extras and compiling its kernels: 2 to 5 minutes, once"
-	$(BIN)/python -m pip install --quiet --editable '.[train,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,integrations,test]'
 	@touch $@
 
 $(VENV)/.linters: $(VENV)/.installed

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mlip_kernels import dct, keep_rate_schedule, merge_plan, token_energy
 from mlip_kernels.nn.guidance import rank
-from mlip_kernels.train.report import painted
+from mlip_kernels.visualization import painted
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 SIDE, PATCH = 224, 8

@@ -1,7 +1,7 @@
 """Fused kernels for training CLIP-like models faster: spectral features, token merging, token-level contrast.
 
 The packages `nn`, `models` and `patch` and the modules `functions` and `testing` are imported when they are first used,
-as attributes too: ``import mlip_kernels as mk; mk.nn.ClipLoss()``.
+as attributes too: ``import mlip_kernels as mk; mk.nn.ClipLoss()``. ``mk.visualize`` draws what merged in an image.
 """
 
 __version__ = "0.1.0"
@@ -71,9 +71,11 @@ _LAZY = ("functions", "models", "nn", "patch", "testing")
 
 
 def __getattr__(name: str) -> object:
-    if name in _LAZY:
+    if name in _LAZY or name == "visualize":
         import importlib
 
+        if name == "visualize":
+            return importlib.import_module(f"{__name__}.visualization").visualize
         return importlib.import_module(f"{__name__}.{name}")
     if name in __all__ and _reason is not None:
         raise ImportError(f"mlip_kernels.{name} is not available: {_reason}") from _reason
@@ -81,10 +83,10 @@ def __getattr__(name: str) -> object:
     if not name.startswith("_"):
         import difflib
 
-        if near := difflib.get_close_matches(name, (*__all__, *_LAZY), n=1):
+        if near := difflib.get_close_matches(name, (*__all__, *_LAZY, "visualize"), n=1):
             message += f"; did you mean {near[0]!r}?"
     raise AttributeError(message, name=name)  # named, so that Python does not append a second suggestion
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "visualize"})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 
 
 @contextmanager
@@ -27,3 +29,20 @@ def needing(extra: str, what: str) -> Iterator[None]:
             f"{what} needs the package {missing!r}, which is not installed: pip install 'mlip_kernels[{extra}]'",
             name=failure.name,
         ) from None
+
+
+def check_version(package: str, distribution: str, lowest: tuple[int, int], below: tuple[int, int]) -> None:
+    """Raise unless the installed version of a package is one that is known to work.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+        ImportError: its version is another; the message says which are known to work.
+    """
+    try:
+        found = version(distribution)
+    except PackageNotFoundError:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package) from None
+    release = tuple(map(int, re.findall(r"\d+", found)[:2]))
+    if not lowest <= release < below:
+        wanted = "{}>={}.{},<{}.{}".format(distribution, *lowest, *below)
+        raise ImportError(f"{distribution}: expected {wanted}, got {found}: pip install '{wanted}'")

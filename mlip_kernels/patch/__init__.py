@@ -1,1 +1,1 @@
-"""Token merging in other people's models: `timm` patches timm's vision transformers, `tome` has ToMe's names."""
+"""Token merging in other people's models: those of `timm`, `open_clip` and `transformers`; `tome` has ToMe's names."""

@@ -6,6 +6,7 @@ module's own are dealt with here: each becomes one that does the same with the m
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,8 +37,13 @@ def known_base(kind: type[nn.Module], table: Table) -> type[nn.Module] | None:
 
 
 def overridden(kind: type[nn.Module], base: type[nn.Module], names: Sequence[str]) -> list[str]:
-    """Which methods of ``base`` a class descending from it replaces."""
-    return [name for name in names if getattr(kind, name) is not getattr(base, name)]
+    """Which methods of ``base`` a class descending from it replaces; one that is merely wrapped is not replaced."""
+    return [name for name in names if not _same(getattr(kind, name), getattr(base, name))]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two functions are one below wrappers, such as transformers' layers put around each subclass's forward."""
+    return inspect.unwrap(one) is inspect.unwrap(other)
 
 
 def merges(kind: type[nn.Module], table: Table) -> bool:
@@ -98,7 +104,10 @@ def _rebased(kind: type[nn.Module], bases: tuple[type, ...]) -> type[nn.Module]:
         return kind
     if (kind, bases) not in _made:
         name = kind.__name__.replace(kind.__bases__[-1].__name__, bases[-1].__name__)
-        body = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+        before, left_out = kind.__bases__[-1], ("__dict__", "__weakref__")
+        body = {key: value for key, value in vars(kind).items() if key not in left_out}
+        for key in [key for key, value in body.items() if callable(value) and _same(value, getattr(before, key, None))]:
+            del body[key]  # around a method of the base: the new base brings its own
         _made[kind, bases] = type(name, bases, body)
     return _made[kind, bases]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from mlip_kernels._arguments import check_integer, check_number
 from mlip_kernels.merging import keep_rate_schedule, merge_schedule, token_counts
@@ -57,6 +57,21 @@ class Merging:
         return whole[:depth]
 
 
+class Settings(TypedDict, total=False):
+    """Settings beside r that every patch takes by name; `mlip_kernels.patch.timm.apply` says what they mean."""
+
+    keep_rate: float | None
+    layers: Sequence[int] | None
+    overall: bool
+    guide: Guide | str | None
+    guide_weight: float
+    energy_cutoff: float | None
+    proportional_attention: bool
+    max_merges: int | None
+    threshold: float | None
+    training_only: bool
+
+
 def checked(
     depth: int,
     patches: int,
@@ -73,6 +88,9 @@ def checked(
     Raises:
         TypeError, ValueError: a setting has the wrong type or is out of range.
     """
+    for name in others:
+        if name not in Settings.__annotations__:
+            raise TypeError(f"{name}: expected one of the settings r, {', '.join(Settings.__annotations__)}")
     if keep_rate is not None and r != 0:
         raise ValueError(f"keep_rate: expected either r or keep_rate, got r={r} and keep_rate={keep_rate}")
     if isinstance(guide, str):

@@ -21,7 +21,8 @@ from torch import nn
 from mlip_kernels.nn.attention import MergingAttention
 from mlip_kernels.nn.guidance import Guide
 from mlip_kernels.nn.merging_blocks import MergingBlock, MergingResPostBlock
-from mlip_kernels.patch.classes import Table, exchange, known_base, merges, overridden, restore, unwrapped
+from mlip_kernels.patch.classes import exchange, merges, restore, unwrapped
+from mlip_kernels.patch.parts import check_part
 from mlip_kernels.patch.settings import Merging, Rate, checked, warn_of_surprises
 from mlip_kernels.patch.vision_transformer import (
     MODELS,
@@ -214,30 +215,14 @@ def _unknown(model: object) -> str:
 
 
 def _check_parts(vit: VisionTransformer) -> None:
-    _check_part("model", vit, MODELS, REPLACED, "a timm VisionTransformer or VisionTransformerDistilled", "")
+    check_part("model", vit, MODELS, REPLACED, "a timm VisionTransformer or VisionTransformerDistilled", "")
     for index, block in enumerate(map(unwrapped, vit.blocks)):
         where = f"model.blocks[{index}]"
         why = ", in which it is not known where tokens can merge"
-        _check_part(where, block, BLOCKS, ("__call__", "forward"), "a timm Block or ResPostBlock", why)
+        check_part(where, block, BLOCKS, ("__call__", "forward"), "a timm Block or ResPostBlock", why)
         why = ", which may read positions or keys that merging changes"
-        _check_part(
+        check_part(
             f"{where}.attn", _attention(block), ATTENTIONS, ("__call__", "forward"), "timm.layers.Attention", why
-        )
-
-
-def _check_part(where: str, module: nn.Module, table: Table, replaced: Sequence[str], wanted: str, why: str) -> None:
-    kind = type(module)
-    base = known_base(kind, table)
-    if base is None:
-        raise TypeError(f"{where}: expected {wanted}, got {kind.__name__}{why}")
-    own = [] if merges(kind, table) else overridden(kind, base, replaced)
-    if own:
-        raise TypeError(f"{where}: expected {wanted}, got {kind.__name__}, which has its own {', '.join(own)}")
-    own = [name for name in replaced if name in vars(module)]
-    if own and not merges(kind, table):
-        raise TypeError(
-            f"{where}: expected the methods of its class, got a module with its own {', '.join(own)}; apply the patch "
-            "before they are replaced"
         )
 
 

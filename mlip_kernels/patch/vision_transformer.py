@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from timm.layers import PatchDropout
 from timm.models._features import feature_take_indices
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mlip_kernels.merging import MergePlan
-from mlip_kernels.nn.merging_blocks import MergeRule, MergeState, last_state, merging_states
+from mlip_kernels.nn.merging_blocks import MergeState, last_state
 from mlip_kernels.patch.settings import Merging, Rate, changed
-from mlip_kernels.spectral import token_energy
+from mlip_kernels.patch.states import Merged, block_states, in_original_order, known, tokens_of
 
 REPLACED = ("__call__", "forward", "forward_features", "forward_intermediates")
 """What merging models do otherwise than timm's. A model that has its own has to be patched by hand."""
-
-Merged = tuple[Tensor, Tensor | None, MergePlan | None]
 
 
 class MergingModel(VisionTransformer):
@@ -55,11 +51,11 @@ class MergingModel(VisionTransformer):
         state = last_state(self._states(x, attn_mask, is_causal))
         if merged:
             return self.norm(state.tokens), state.size, state.plan
-        return self.forward_head(self.norm(_tokens(state, self._head_reads_patches())))
+        return self.forward_head(self.norm(tokens_of(state, every_patch=self._head_reads_patches())))
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As the model's own, ``[B, N, D]``: every patch has the token it has merged into."""
-        return self.norm(_tokens(last_state(self._states(x, attn_mask, is_causal)), True))
+        return self.norm(tokens_of(last_state(self._states(x, attn_mask, is_causal))))
 
     def forward_merged(
         self,
@@ -86,7 +82,7 @@ class MergingModel(VisionTransformer):
         """
         tokens, size, plan = self(x, attn_mask=attn_mask, is_causal=is_causal, merged=True)
         if original_order and plan is not None:
-            tokens, size, plan = _in_original_order(tokens, size, plan)
+            tokens, size, plan = in_original_order(tokens, size, plan)
         return tokens, size, plan
 
     def forward_blocks(
@@ -133,7 +129,7 @@ class MergingModel(VisionTransformer):
         prefix, patches = [], []
         for index, state in enumerate(self._states(x, attn_mask, is_causal, last + 1 if stop_early else None)):
             if index in taken:
-                tokens = _tokens(state, True)
+                tokens = tokens_of(state)
                 tokens = self.norm(tokens) if norm else tokens
                 prefix.append(tokens[:, : self.num_prefix_tokens])
                 patches.append(tokens[:, self.num_prefix_tokens :])
@@ -147,12 +143,12 @@ class MergingModel(VisionTransformer):
             if with_prefix:
                 named["image_intermediates_prefix"] = prefix
             if not intermediates_only:
-                named["image_features"] = self.norm(_tokens(state, True))
+                named["image_features"] = self.norm(tokens_of(state))
             return named
         intermediates: list[Any] = list(zip(patches, prefix, strict=True)) if with_prefix else patches
         if intermediates_only:
             return intermediates
-        return self.norm(_tokens(state, True)), intermediates
+        return self.norm(tokens_of(state)), intermediates
 
     def _states(
         self, images: Tensor, attn_mask: Tensor | None, is_causal: bool, blocks: int | None = None
@@ -169,29 +165,21 @@ class MergingModel(VisionTransformer):
         is_causal: bool,
         blocks: int | None = None,
     ) -> Iterator[MergeState]:
-        merging, depth = self.merging, len(self.blocks)
+        merging, depth, mask = self.merging, len(self.blocks), None
         schedule = [0] * depth
         if self.training or not merging.training_only:
-            schedule = merging.schedule(depth, _known(tokens.shape[1]) - self.num_prefix_tokens)
-        rule = MergeRule(
-            prefix_tokens=self.num_prefix_tokens,
-            class_token=self.cls_token is not None,
-            guide=merging.guide,
-            guide_weight=merging.guide_weight,
-            proportional_attention=merging.proportional_attention,
-            max_merges=merging.max_merges,
-            threshold=merging.threshold,
-        )
-        state = MergeState(tokens)
+            schedule = merging.schedule(depth, known(tokens.shape[1]) - self.num_prefix_tokens)
         if any(schedule):
             mask = _key_mask(attn_mask, is_causal, tokens)
-            energy = None if grid is None else self._energy(tokens, grid)
-            state = state._replace(size=None if mask is None else mask.float(), mask=mask, grid=grid, energy=energy)
-        return merging_states(
+        return block_states(
             list(self.blocks)[:blocks],
-            state,
+            tokens,
             schedule,
-            rule,
+            merging,
+            prefix_tokens=self.num_prefix_tokens,
+            class_token=self.cls_token is not None,
+            grid=grid,
+            mask=mask,
             checkpointing=self.grad_checkpointing,
             **_given(attn_mask, is_causal),
         )
@@ -199,14 +187,8 @@ class MergingModel(VisionTransformer):
     def _grid(self, images: Tensor) -> tuple[int, int] | None:
         if isinstance(self.patch_drop, PatchDropout) and self.training:
             return None
-        height, width = self.patch_embed.dynamic_feat_size((_known(images.shape[2]), _known(images.shape[3])))
+        height, width = self.patch_embed.dynamic_feat_size((known(images.shape[2]), known(images.shape[3])))
         return height, width
-
-    def _energy(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor | None:
-        cutoff = self.merging.energy_cutoff
-        if cutoff is None:
-            return None
-        return token_energy(tokens.detach(), cutoff, grid=grid, prefix_tokens=self.num_prefix_tokens)
 
     def _head_reads_patches(self) -> bool:
         if self.attn_pool is not None or self.global_pool != "token":
@@ -231,19 +213,14 @@ KNOWN_HEADS = (VisionTransformer.forward_head, VisionTransformerDistilled.forwar
 """With token pooling these read prefix tokens only."""
 
 
-def _known(size: int) -> int:
-    """A size as a number: ``torch.jit.trace`` has tensors instead, and fixes what depends on their values."""
-    return int(size) if torch.jit.is_tracing() else size
-
-
 def _key_mask(attn_mask: Tensor | None, is_causal: bool, tokens: Tensor) -> Tensor | None:
     """``[B, N]`` from a mask of keys."""
     if is_causal:
         raise ValueError("is_causal: expected False while tokens merge, since merging changes their order")
     if attn_mask is None:
         return None
-    batch, count = _known(tokens.shape[0]), _known(tokens.shape[1])
-    shape = tuple(_known(size) for size in attn_mask.shape)
+    batch, count = known(tokens.shape[0]), known(tokens.shape[1])
+    shape = tuple(known(size) for size in attn_mask.shape)
     keys = shape[-1:] == (count,) and (len(shape) == 2 or (len(shape) == 4 and shape[1:3] == (1, 1)))
     countable = not (attn_mask.is_floating_point() or attn_mask.is_complex())
     if not countable or not keys or shape[0] not in (1, batch):
@@ -262,15 +239,3 @@ def _key_mask(attn_mask: Tensor | None, is_causal: bool, tokens: Tensor) -> Tens
 def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
     """Only what was given: blocks of older timm versions take less."""
     return ({} if attn_mask is None else {"attn_mask": attn_mask}) | ({"is_causal": True} if is_causal else {})
-
-
-def _tokens(state: MergeState, every_patch: bool) -> Tensor:
-    """The tokens of a state; with ``every_patch``, one for each token that there was before the first block."""
-    plan = state.plan if every_patch else None
-    return state.tokens if plan is None else plan.unmerge(state.tokens)
-
-
-def _in_original_order(tokens: Tensor, size: Tensor | None, plan: MergePlan) -> Merged:
-    order = plan.original_order()
-    tokens = tokens.gather(1, order[..., None].expand_as(tokens))
-    return tokens, None if size is None else size.gather(1, order), plan.in_original_order()

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from mlip_kernels import use_reference
 from mlip_kernels.data import Batch, ImageTextData, open_data
 from mlip_kernels.models import MLIP, MLIPFeatures, MLIPLoss
-from mlip_kernels.train import accumulation, checkpoint, resume
+from mlip_kernels.nn.cached import backward_in_parts
+from mlip_kernels.train import checkpoint, resume
 from mlip_kernels.train.config import TrainConfig
 from mlip_kernels.train.evaluation import NAMES, Retrieval, evaluate
 from mlip_kernels.train.lock import exclusive
@@ -228,7 +229,7 @@ class Run:
             with self.autocast:
                 return self.loss(features)
 
-        terms = accumulation.backward(config.accumulate, encode, loss, self._exchange_gradients)
+        terms = backward_in_parts(config.accumulate, encode, loss, self._exchange_gradients)
         limit = config.clip_gradients or math.inf
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()

@@ -21,6 +21,7 @@ from mlip_kernels.train import logs
 from mlip_kernels.train.config import TrainConfig
 from mlip_kernels.train.files import replacing
 from mlip_kernels.train.loop import Outcome
+from mlip_kernels.visualization import painted
 
 EXAMPLES = 6
 
@@ -116,30 +117,3 @@ def merged_pictures(model: MLIP, images: Tensor) -> Tensor:
     device = next(model.parameters()).device
     origin = model.encode_image_tokens(images.to(device))[0].origin.cpu()
     return painted(denormalize(images), origin, model.visual.grid)
-
-
-def painted(images: Tensor, origin: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Images whose patches show the mean colour of their token, with lines between tokens.
-
-    Args:
-        images: ``[B, 3, S, S]`` in [0, 1].
-        origin: ``[B, H·W]`` the token of each patch.
-        grid: patches in a column and in a row, H and W.
-
-    Returns:
-        ``[B, 3, S, S]`` in [0, 1].
-    """
-    height, width = grid
-    side = images.shape[-1] // width
-    patches = torch.nn.functional.avg_pool2d(images, side).flatten(2)
-    tokens = int(origin.max()) + 1
-    index = origin[:, None].expand_as(patches)
-    total = patches.new_zeros(*patches.shape[:2], tokens).scatter_add_(2, index, patches)
-    count = patches.new_zeros(*patches.shape[:2], tokens).scatter_add_(2, index, torch.ones_like(patches))
-    mean = (total / count.clamp(min=1)).gather(2, index).unflatten(2, (height, width))
-    picture = mean.repeat_interleave(side, 2).repeat_interleave(side, 3)
-    token = origin.unflatten(1, (height, width)).repeat_interleave(side, 1).repeat_interleave(side, 2)
-    edge = torch.zeros_like(token, dtype=torch.bool)
-    edge[:, 1:] |= token[:, 1:] != token[:, :-1]
-    edge[:, :, 1:] |= token[:, :, 1:] != token[:, :, :-1]
-    return torch.where(edge[:, None], 0.5 * picture, picture)

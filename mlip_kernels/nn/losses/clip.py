@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlip_kernels._arguments import check_flag, check_number
-from mlip_kernels.contrastive import pair_cross_entropy
+from mlip_kernels.contrastive.pair_cross_entropy import pair_cross_entropy
 from mlip_kernels.nn.losses.gather import all_gather
 from mlip_kernels.nn.losses.paired import PairedLoss, check_no_horovod
 

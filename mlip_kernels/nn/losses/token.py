@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlip_kernels._arguments import check_choice, check_flag, check_number
-from mlip_kernels.contrastive import check_token_logits, pair_cross_entropy
+from mlip_kernels.contrastive.pair_cross_entropy import pair_cross_entropy
+from mlip_kernels.contrastive.token_logits import check_token_logits
 from mlip_kernels.nn.losses.gather import (
     all_gather,
     all_gather_ragged,

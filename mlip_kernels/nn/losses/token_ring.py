@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mlip_kernels._operator import reference_requested, use_reference
-from mlip_kernels.contrastive import token_logits
+from mlip_kernels.contrastive.token_logits import token_logits
 from mlip_kernels.nn.losses.ring import pass_on
 
 

@@ -1,0 +1,1 @@
+"""Other people's training loops with losses of this package: `open_clip`, `transformers`."""
