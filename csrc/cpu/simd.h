@@ -416,17 +416,3 @@ namespace mlip::cpu::avx512_bf16 {
 #undef MLIP_BF16_DOT
 #undef MLIP_KERNELS
 #endif
-
-// Defines mlip::cpu::function(problem, begin, end) for the problems of all element types: the variant of the function of
-// that name in the file that MLIP_KERNELS named.
-#define MLIP_DEFINE_DISPATCH(function, Problem)                                 \
-  namespace mlip::cpu {                                                         \
-  template <typename T>                                                         \
-  void function(const Problem<T>& problem, int64_t begin, int64_t end) {        \
-    MLIP_CALL(function<T>, problem, begin, end);                                \
-  }                                                                             \
-  template void function<float>(const Problem<float>&, int64_t, int64_t);       \
-  template void function<double>(const Problem<double>&, int64_t, int64_t);     \
-  template void function<BFloat16>(const Problem<BFloat16>&, int64_t, int64_t); \
-  template void function<Half>(const Problem<Half>&, int64_t, int64_t);         \
-  }

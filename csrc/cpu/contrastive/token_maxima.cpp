@@ -6,7 +6,6 @@
 #include <type_traits>
 #include <utility>
 
-
 #define MLIP_BF16_VARIANT
 #define MLIP_KERNELS "cpu/contrastive/token_maxima.cpp"  // this file, once per instruction set
 #include "cpu/simd.h"
@@ -326,8 +325,8 @@ void token_maxima_pack(const TokenMaxima<T>& problem, const TokenMaximaTiling& t
                        void* packed, int64_t begin, int64_t end) {
   void* weights = static_cast<char*>(packed) + tiling.packed_elements() * tiling.element_bytes;
   Scratch room(size_t((tiling.steps + tiling.lanes) * tiling.element_bytes), false);
-  MLIP_DISPATCH_ISA_BF16(T, pack_texts<T>, problem, tiling.tiles.texts, block.texts, packed, weights, room.as<void>(), begin,
-                 end);
+  MLIP_DISPATCH_ISA_BF16(T, pack_texts<T>, problem, tiling.tiles.texts, block.texts, packed, weights, room.as<void>(),
+                         begin, end);
 }
 
 template <typename T>

@@ -1,7 +1,6 @@
 // Moving rows. What it computes and how the work is split: cpu/merging/merge.h.
 #include "cpu/merging/merge.h"
 
-
 #define MLIP_KERNELS "cpu/merging/merge.cpp"  // this file, once per instruction set
 #include "cpu/simd.h"
 
