@@ -207,6 +207,36 @@ class MLIP(nn.Module):
         """
         return read_pretrained(cls, Path(folder))
 
+    def lock_image_tower(self, unlocked_groups: int = 0) -> None:
+        """Leave the image tower and its projection as they are in training, as open_clip's method does.
+
+        Args:
+            unlocked_groups: how many groups to train all the same, from the end: the projection, the last block with
+                the norm, the other blocks one by one, the embedding. The Frequency Stage is trained in any case.
+        """
+        trunk = self.visual.trunk
+        *blocks, last = trunk.blocks
+        embedding: list[nn.Module | nn.Parameter] = [
+            trunk.patch_embed,
+            trunk.cls_token,
+            trunk.pos_embed,
+            trunk.norm_pre,
+        ]
+        groups = [embedding, *([block] for block in blocks), [last, trunk.norm], [self.visual_projection]]
+        locked = len(groups) - check_integer("unlocked_groups", unlocked_groups, minimum=0)
+        for place, group in enumerate(groups):
+            for part in group:
+                part.requires_grad_(place >= locked)
+
+    def lock_text_tower(self, unlocked_layers: int = 0) -> None:
+        """Leave the text tower as it is in training, as open_clip's method does.
+
+        Args:
+            unlocked_layers: how many groups to train all the same, from the end: the projection, the last block with
+                the norm, the other blocks one by one, the embedding.
+        """
+        self.text.lock(check_integer("unlocked_layers", unlocked_layers, minimum=0))
+
     def set_gradient_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory: recompute the blocks of every tower in the backward pass."""
         self.visual.gradient_checkpointing = enable

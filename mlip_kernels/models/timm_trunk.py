@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mlip_kernels.models.config import ImageConfig, MLIPConfig
+from mlip_kernels.models.open_clip_names import TRUNK
 
 BASES = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
 """timm's architecture with norms of this epsilon, which its arguments cannot change."""
@@ -61,7 +62,7 @@ def image_config(trunk: Any, name: str = "model") -> ImageConfig:
     sides = (*trunk.patch_embed.img_size, *trunk.patch_embed.patch_size)
     if sides[0] != sides[1] or sides[2] != sides[3]:
         raise ValueError(f"{name}.patch_embed: expected square images and patches, got {sides[:2]} and {sides[2:]}")
-    block = trunk.blocks[0]
+    block: Any = trunk.blocks[0]
     config = ImageConfig(
         image_size=sides[0],
         patch_size=sides[2],
@@ -90,9 +91,9 @@ def mlp_ratio(hidden: int, width: int) -> float:
 
 
 def trunk_state(trunk: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that `MLIP` has under ``visual.trunk``, by their names there."""
+    """The parameters that an `MLIP` has in its trunk, copied and by their names there: all but the head."""
     state = trunk.state_dict()
-    return {name: value.detach().clone() for name, value in state.items() if not name.startswith("head.")}
+    return {TRUNK + name: value.detach().clone() for name, value in state.items() if not name.startswith("head.")}
 
 
 def timm_config(config: MLIPConfig) -> tuple[str, dict[str, Any]]:
@@ -114,8 +115,7 @@ def timm_config(config: MLIPConfig) -> tuple[str, dict[str, Any]]:
 
 def timm_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The image tower of an `MLIP` under timm's names; the projection is a head with a bias of 0."""
-    trunk = "visual.trunk."
-    result = {name.removeprefix(trunk): value for name, value in state.items() if name.startswith(trunk)}
+    result = {name.removeprefix(TRUNK): value for name, value in state.items() if name.startswith(TRUNK)}
     head = state["visual_projection.weight"]
     return {**result, "head.weight": head, "head.bias": torch.zeros_like(head[:, 0])}
 
