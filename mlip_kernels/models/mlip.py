@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from open_clip.transformer import QuickGELU, TextTransformer
@@ -28,6 +28,7 @@ from mlip_kernels._arguments import (
 from mlip_kernels.data.batch import VOCABULARY, tokenize
 from mlip_kernels.merging import keep_rate_schedule, merge_layers
 from mlip_kernels.models.config import MLIPConfig
+from mlip_kernels.models.features import GlobalPair, MLIPFeatures, TokenPair
 from mlip_kernels.models.folder import read_pretrained, save_pretrained
 from mlip_kernels.models.image_tower import Companion, ImageTokens, ImageTower
 from mlip_kernels.models.preprocessing import Preprocessing
@@ -38,43 +39,6 @@ from mlip_kernels.spectral import amplitude_phase, token_energy
 
 MAXIMUM_SCALE = 100.0
 """Upper bound of every learned logit scale, as in CLIP."""
-
-
-class GlobalPair(NamedTuple):
-    """One feature an image and one a caption, to be contrasted."""
-
-    image: Tensor
-    """``[B, embed_dim]``, unit length."""
-    text: Tensor
-    """``[B, embed_dim]``, unit length."""
-    scale: Tensor
-    """0-d, the learned logit scale."""
-
-
-class TokenPair(NamedTuple):
-    """Tokens of images and of captions, to be contrasted by the mean of their maximal similarities."""
-
-    image: Tensor
-    """``[B, N, token_dim]``, unit length."""
-    text: Tensor
-    """``[B, M, token_dim]``, unit length."""
-    scale: Tensor
-    """0-d, the learned logit scale."""
-    image_weight: Tensor | None
-    """``[B, N]`` patches that each image token stands for, or ``None`` where all count alike."""
-    text_mask: Tensor
-    """``[B, M]``, True for text tokens that take part."""
-
-
-class MLIPFeatures(NamedTuple):
-    """All that the loss reads, one entry per contrastive term that the configuration gives a weight."""
-
-    pairs: dict[str, GlobalPair]
-    """``global_spatial`` always, ``global_frequency``."""
-    token_pairs: dict[str, TokenPair]
-    """``token_spatial`` and ``token_frequency``, or ``token_union``."""
-    image_frequency: Tensor | None
-    """``[B, embed_dim]`` frequency image feature, unit length, where a term reads it."""
 
 
 def _learned_scale(temperature: float) -> nn.Parameter:
@@ -216,13 +180,13 @@ class MLIP(nn.Module):
         """
         trunk = self.visual.trunk
         *blocks, last = trunk.blocks
-        embedding: list[nn.Module | nn.Parameter] = [
-            trunk.patch_embed,
-            trunk.cls_token,
-            trunk.pos_embed,
-            trunk.norm_pre,
+        embedding = [trunk.patch_embed, trunk.cls_token, trunk.pos_embed, trunk.norm_pre]
+        groups: list[list[Any]] = [
+            embedding,
+            *([block] for block in blocks),
+            [last, trunk.norm],
+            [self.visual_projection],
         ]
-        groups = [embedding, *([block] for block in blocks), [last, trunk.norm], [self.visual_projection]]
         locked = len(groups) - check_integer("unlocked_groups", unlocked_groups, minimum=0)
         for place, group in enumerate(groups):
             for part in group:

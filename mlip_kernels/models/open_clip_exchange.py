@@ -28,7 +28,7 @@ TEXT_EPSILON, TEXT_MLP_RATIO = 1e-5, 4.0
 
 
 def from_open_clip(model: nn.Module, like: MLIPConfig | None = None) -> MLIP:
-    """A model of open_clip as an `MLIP` with copies of its parameters, in evaluation mode.
+    """A model of open_clip as an `MLIP` with copies of its parameters, on the CPU and in evaluation mode.
 
     With ``keep_rate=1`` its features are those of ``model``, to float32 rounding.
 
@@ -50,7 +50,7 @@ def from_open_clip(model: nn.Module, like: MLIPConfig | None = None) -> MLIP:
         )
     preprocessing = Preprocessing.from_dict({**get_model_preprocess_cfg(model), "size": config.image.image_size})
     result = MLIP(config, preprocessing)
-    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     fill(result, {**result.state_dict(), **ours(state, patch_bias=not config.image.pre_norm)}, "model")
     return result.eval()
 
@@ -74,7 +74,8 @@ def mlip_config(model: nn.Module, like: MLIPConfig | None = None) -> MLIPConfig:
 
 
 def to_open_clip(model: MLIP) -> CLIP:
-    """The towers of ``model`` as open_clip's ``CLIP``, with copies of the parameters, in evaluation mode.
+    """The towers of ``model`` as open_clip's ``CLIP``, with copies of the parameters, on the CPU and in evaluation
+    mode.
 
     Its features are those of ``model`` without merging, to float32 rounding; `mlip_kernels.patch.open_clip` brings
     merging back. Frequency Stage and token projections, which serve training, stay behind.

@@ -93,7 +93,7 @@ def mlp_ratio(hidden: int, width: int) -> float:
 def trunk_state(trunk: nn.Module) -> dict[str, Tensor]:
     """The parameters that an `MLIP` has in its trunk, copied and by their names there: all but the head."""
     state = trunk.state_dict()
-    return {TRUNK + name: value.detach().clone() for name, value in state.items() if not name.startswith("head.")}
+    return {TRUNK + name: value.detach().cpu().clone() for name, value in state.items() if not name.startswith("head.")}
 
 
 def timm_config(config: MLIPConfig) -> tuple[str, dict[str, Any]]:
