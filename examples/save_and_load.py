@@ -53,7 +53,7 @@ def main() -> None:
         image, text = preprocess(PICTURE)[None], tokenizer(CAPTIONS)
         similarity = theirs.encode_image(image, normalize=True) @ theirs.encode_text(text, normalize=True).T
         print(f"open_clip:  similarity {similarity[0].tolist()}")
-        print(f"            merging came back with {done.merge}")
+        print(f"            where merging is {done.merge}")
         print(f"            {len(done.left)} parts stayed behind, as they serve training alone")
 
 

@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.to != "safetensors" and options.guide is not None:
         print(f"guide {options.guide!r} in place of the model's own: other tokens merge than in the model")
     if done.left:
-        print(f"left behind, as they serve training alone: {', '.join(done.left)}")
+        what = "what serves training alone" + (", and the text tower" if options.to == "timm" else "")
+        print(f"not in it ({what}): {', '.join(done.left)}")
     return 0
 
 

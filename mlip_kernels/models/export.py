@@ -29,7 +29,7 @@ class Exported(NamedTuple):
     merge: str | None
     """The line that lets it merge as the model does, or ``None`` where nothing merges or the folder says it all."""
     left: tuple[str, ...]
-    """Parts of the model that the folder has not, as they serve training alone."""
+    """Parts of the model that the folder has not: those that serve training alone, and for timm the text tower."""
 
 
 def read(source: Path) -> MLIP:
@@ -127,7 +127,9 @@ def export(model: MLIP, to: Target, output: str | Path, *, guide: str | None = N
         raise ValueError(f"output: expected a new or empty folder, got {folder}, which holds files")
     if to == "safetensors":
         save_pretrained(model, folder)
-        return Exported(folder, f"model = mlip_kernels.models.MLIP.from_pretrained({str(folder)!r})", None, ())
+        return Exported(
+            folder, f"from mlip_kernels.models import MLIP; model = MLIP.from_pretrained({str(folder)!r})", None, ()
+        )
     arguments = merging_arguments(model.config, guide) if merging else None
     state = model.state_dict()
     where = f"local-dir:{folder}"
@@ -137,17 +139,18 @@ def export(model: MLIP, to: Target, output: str | Path, *, guide: str | None = N
             "preprocess_cfg": {**model.preprocessing.to_dict(), "mode": "RGB"},
         }
         written, names = theirs(state), ("open_clip_model.safetensors", "open_clip_config.json")
-        load = f"model, _, preprocess = open_clip.create_model_and_transforms({where!r})"
+        load = f"import open_clip; model, _, preprocess = open_clip.create_model_and_transforms({where!r})"
     else:
         config = _timm_json(model)
         written, names = timm_state(state), ("model.safetensors", "config.json")
-        load = f"model = timm.create_model({where!r}, pretrained=True)"
+        load = f"import timm; model = timm.create_model({where!r}, pretrained=True)"
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(written, folder / names[0])
     write_json(config, folder / names[1])
     merge = None
     if arguments is not None:
-        merge = f"mlip_kernels.patch.{to}.apply(model, {', '.join(f'{key}={arguments[key]!r}' for key in arguments)})"
+        settings = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        merge = f"from mlip_kernels.patch import {to} as patch; patch.apply(model, {settings})"
     taken = {"visual", "visual_projection"} | ({"text", "logit_scale"} if to == "open_clip" else set())
     left = dict.fromkeys(name.partition(".")[0] for name in state)
     return Exported(folder, load, merge, tuple(part for part in left if part not in taken))

@@ -6,14 +6,11 @@ from typing import Any
 
 import open_clip
 import pytest
-import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
-import mlip_kernels.patch.open_clip
-import mlip_kernels.patch.timm
 from mlip_kernels.export import main
 from mlip_kernels.models import (
     MLIP,
@@ -74,7 +71,7 @@ def picture() -> Image.Image:
 
 
 def run(line: str, **names: Any) -> Any:
-    """The model that the printed ``line`` loads or patches."""
+    """The model that the printed ``line`` loads or patches, with nothing else imported."""
     exec(line, names)
     return names["model"]
 
@@ -93,7 +90,7 @@ def test_the_printed_lines_give_the_features_of_the_model(tmp_path, capsys, conf
     model.save_pretrained(tmp_path / "model")
     assert main(["--to", to, str(tmp_path / "model"), str(tmp_path / "out")]) == 0
     load, *merge = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    found = run(load, open_clip=open_clip, timm=timm).eval()
+    found = run(load).eval()
     if to == "timm":
         preprocess = create_transform(**resolve_model_data_config(found))
     else:
@@ -102,7 +99,7 @@ def test_the_printed_lines_give_the_features_of_the_model(tmp_path, capsys, conf
     assert_identical(image[0], model.preprocess(picture()))
     if config.merging.active:
         plain = found(image)[0] if to == "open_clip" else found(image)
-        found = run(merge[0], mlip_kernels=mlip_kernels, model=found)
+        found = run(merge[0], model=found)
         merged = found(image)[0] if to == "open_clip" else found(image)
         assert not torch.allclose(plain, merged)
     assert bool(merge) == config.merging.active
@@ -120,7 +117,7 @@ def test_a_checkpoint_becomes_a_folder_bit_for_bit(tmp_path, capsys):
     path = checkpoint.save(tmp_path, 7, state, keep=1)
     assert main(["--to", "safetensors", str(path), str(tmp_path / "model")]) == 0
     load = capsys.readouterr().out.splitlines()[1].strip()
-    back = run(load, mlip_kernels=mlip_kernels)
+    back = run(load)
     assert back.config == TINY
     for name, value in model.state_dict().items():
         assert_identical(back.state_dict()[name], value, name=name)
