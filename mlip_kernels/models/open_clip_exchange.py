@@ -138,10 +138,11 @@ def open_clip_config(config: MLIPConfig) -> dict[str, Any]:
 
 def _image_config(visual: Any, drop_path: float) -> ImageConfig:
     if type(visual) is TimmModel:
+        image = image_config(visual.trunk, "model.visual.trunk")
         head = dict(visual.head.named_children())
         if set(head) - {"drop"} != {"proj"} or not isinstance(head["proj"], nn.Linear) or head["proj"].bias is not None:
             raise ValueError(f"model.visual.head: expected a linear projection without a bias, got {visual.head}")
-        return image_config(visual.trunk, "model.visual.trunk")
+        return image
     if type(visual) is not VisionTransformer:
         raise TypeError(
             f"model.visual: expected open_clip's VisionTransformer or TimmModel, got {type(visual).__name__} "

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from tiny_run import MODEL
 from torch import Tensor
 
-from mlip_kernels.models import MLIP, Preprocessing, to_open_clip
+from mlip_kernels.models import MLIP, ImageConfig, Preprocessing, to_open_clip
 from mlip_kernels.models.export import export
 from mlip_kernels.models.open_clip_exchange import open_clip_config
 from mlip_kernels.testing import assert_as_accurate, assert_identical
@@ -97,34 +99,45 @@ def test_a_tower_of_timm_is_taken(tmp_path):
     assert {"text", "visual_projection"} <= set(said.partition("drawn at random: ")[2].split(", "))
 
 
-def test_a_timm_name_with_a_file(tmp_path):
+def test_timm_and_back(tmp_path):
+    """The state of a model that timm saved, but for its head."""
+    image = CLIP_LIKE.image
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": image.width, "depth": image.depth, "num_heads": image.heads}
     torch.manual_seed(0)
-    trunk = timm.create_model("test_vit", global_pool="token", fc_norm=False)
+    trunk = timm.create_model("vit_base_patch32_clip_224", num_classes=3, **sizes)
+    save_for_hf(trunk, tmp_path / "timm", model_args=sizes, safe_serialization=True)
+    model = drawn()
+    start_from(str(tmp_path / "timm"), model)
+    folder = export(model, "timm", tmp_path / "back").folder
+    back = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+    assert back.keys() == trunk.state_dict().keys()
+    for name, value in trunk.state_dict().items():
+        if not name.startswith("head."):
+            assert_identical(back[name], value, name=name)
+
+
+def test_a_timm_name_with_a_file(tmp_path):
+    """Also where timm's pictures have another mean than ours, as those of most of its models do."""
+    torch.manual_seed(0)
+    trunk = timm.create_model("test_vit").eval()
     torch.save(trunk.state_dict(), tmp_path / "weights.pt")
-    image = dataclasses.replace(
-        MODEL.image, image_size=160, patch_size=16, width=64, depth=6, heads=2, mlp_ratio=3.0, drop_path=0.0
-    )
-    model = MLIP(dataclasses.replace(CLIP_LIKE, image=image)).eval()
+    trunk.reset_classifier(0)
+    sizes = {"image_size": 160, "patch_size": 16, "width": 64, "depth": 6, "heads": 2, "mlp_ratio": 3.0}
+    model = MLIP(dataclasses.replace(CLIP_LIKE, image=ImageConfig(**sizes))).eval()
     start_from(f"timm/test_vit:{tmp_path / 'weights.pt'}", model)
-    pictures = torch.randn(2, 3, 160, 160)
-    mean, std = (torch.tensor(trunk.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
-    theirs = (
-        pictures * torch.tensor(model.preprocessing.std)[:, None, None]
-        + torch.tensor(model.preprocessing.mean)[:, None, None]
-        - mean
-    ) / std
-    precise = copy.deepcopy(trunk).double().eval()
+    colours = torch.rand(2, 3, 160, 160, dtype=torch.float64)
+    theirs = normalized(colours, trunk.pretrained_cfg["mean"], trunk.pretrained_cfg["std"])
+    ours = normalized(colours, model.preprocessing.mean, model.preprocessing.std)
+    assert not torch.allclose(theirs, ours)
     with torch.no_grad():
-        truth = precise.forward_head(precise.forward_features(theirs.double()), pre_logits=True)
-        baseline = trunk.eval().forward_head(trunk.forward_features(theirs), pre_logits=True)
-        found = model.visual(model.visual.embed(pictures), *nothing(model)).feature
-    assert_as_accurate(found, baseline, truth, scale=10.0)
+        truth = copy.deepcopy(trunk).double()(theirs)
+        found = model.encode_image_tokens(ours.float(), supervised=False)[0].feature
+        assert_as_accurate(found, trunk(theirs.float()), truth, factor=4.0)
 
 
-def nothing(model: MLIP):
-    from mlip_kernels.models.image_tower import Companion
-
-    return Companion(None, None, None), [0] * model.config.image.depth
+def normalized(colours: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    centre, deviation = (torch.tensor(values, dtype=colours.dtype)[:, None, None] for values in (mean, std))
+    return (colours - centre) / deviation
 
 
 @pytest.mark.parametrize(
@@ -136,13 +149,7 @@ def test_other_means_go_into_the_weights(tmp_path, config):
     start_from(folder_of_ours(source, tmp_path), model)
     colours = torch.rand(2, 3, 32, 32, dtype=torch.float64)
 
-    def seen(pictures: Preprocessing) -> Tensor:
-        mean, std = (
-            torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (pictures.mean, pictures.std)
-        )
-        return (colours - mean) / std
-
-    theirs, ours = seen(source.preprocessing), seen(model.preprocessing)
+    theirs, ours = (normalized(colours, each.preprocessing.mean, each.preprocessing.std) for each in (source, model))
     with torch.no_grad():
         truth = copy.deepcopy(source).double().encode_image(theirs)
         baseline = source.encode_image(theirs.float())
