@@ -57,8 +57,17 @@ def test_the_table_claims_the_kernels_that_exist(column):
         assert (row[column] == "yes") == exists, f"{operator}: {column}"
 
 
-def test_the_examples_run(monkeypatch):
+def test_the_examples_run(monkeypatch, tmp_path):
     timm = pytest.importorskip("timm", reason="the model that an example patches")
+    pytest.importorskip("open_clip", reason="needs the [train] extra")
+    from PIL import Image
+
+    from mlip_kernels.models import MLIP
+    from mlip_kernels.train.config import SMALL
+
+    monkeypatch.chdir(tmp_path)
+    MLIP(SMALL).save_pretrained("runs/openmoji/model")
+    Image.new("RGB", (50, 40), "red").save("picture.png")
     original = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: original(name, embed_dim=48, num_heads=3))
     names = page_snippets.run(PAGE)
@@ -68,3 +77,4 @@ def test_the_examples_run(monkeypatch):
     assert torch.equal(names["size"].sum(1), torch.full((8,), 197.0))
     assert names["loss"].shape == ()
     assert type(names["model"]) is timm.models.VisionTransformer
+    assert names["similarity"].shape == (1, 2)

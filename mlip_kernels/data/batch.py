@@ -14,6 +14,8 @@ from mlip_kernels.data.packages import require
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+VOCABULARY = 49_408
+"""Entries of CLIP's tokenizer."""
 LONGEST_CAPTION = 131_072
 """Characters; Python's csv module takes as many."""
 LONGEST_TOKEN = 32

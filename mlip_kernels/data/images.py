@@ -81,11 +81,20 @@ def load(data: bytes, size: int) -> Tensor:
         raise UndecodableError(f"damaged, or not one of {', '.join(FORMATS)}") from failure
     except Exception as failure:  # decoders raise nearly anything on damaged input: OSError, SyntaxError, struct.error
         raise UndecodableError(f"damaged: {failure}") from failure
+    return torch.from_numpy(require("numpy").array(upright_on_white(image))).permute(2, 0, 1)
+
+
+def upright_on_white(image: Any) -> Any:
+    """A Pillow picture of any mode as RGB, upright as its EXIF says, what is transparent on white.
+
+    Raises:
+        UndecodableError: its mode has no fixed range or no conversion.
+    """
     orientation = _orientation(image)
     image = _on_white(image)
     if orientation in UPRIGHT:
-        image = image.transpose(pillow.Transpose[UPRIGHT[orientation]])
-    return torch.from_numpy(require("numpy").array(image)).permute(2, 0, 1)
+        image = image.transpose(_pillow().Transpose[UPRIGHT[orientation]])
+    return image
 
 
 @cache
@@ -135,11 +144,18 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def central_view(image: Tensor, size: int) -> Tensor:
-    """The largest square in the middle of ``image``, resized to ``size``."""
-    height, width = image.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return resize(image[:, top : top + side, left : left + side], size, size)
+    """``image`` with its shorter side resized to ``size``, and the square in the middle of that.
+
+    To the bit what open_clip's transform for evaluation makes of the picture, so that a model meets the same pixels
+    here and there. A strip too long to be resized first (`MAX_PIXELS`) is cut first.
+    """
+    functional = require("torchvision.transforms.functional")
+    shorter, longer = sorted(image.shape[1:])
+    if size * size * longer > MAX_PIXELS * shorter:
+        image = functional.center_crop(image, [shorter, shorter])
+    picture = functional.to_pil_image(image)
+    picture = functional.resize(picture, size, functional.InterpolationMode.BICUBIC)
+    return functional.pil_to_tensor(functional.center_crop(picture, [size, size]))
 
 
 def random_view(image: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -11,8 +11,11 @@ with needing("train", "mlip_kernels.models"):
         MLIPConfig,
         TextConfig,
     )
+    from mlip_kernels.models.features import MLIPFeatures
     from mlip_kernels.models.loss import MLIPLoss
-    from mlip_kernels.models.mlip import MLIP, MLIPFeatures
+    from mlip_kernels.models.mlip import MLIP
+    from mlip_kernels.models.open_clip_exchange import from_open_clip, to_open_clip
+    from mlip_kernels.models.preprocessing import Preprocessing
 
 __all__ = [
     "MLIP",
@@ -23,5 +26,8 @@ __all__ = [
     "MLIPFeatures",
     "MLIPLoss",
     "MergingConfig",
+    "Preprocessing",
     "TextConfig",
+    "from_open_clip",
+    "to_open_clip",
 ]

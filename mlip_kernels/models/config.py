@@ -21,6 +21,8 @@ from mlip_kernels._arguments import (
 )
 from mlip_kernels.nn.granularity import check_shares
 
+Activation = Literal["gelu", "quick_gelu"]
+
 
 def _check_literals(config: Any) -> None:
     """Raise unless every ``Literal`` field of a dataclass holds one of its choices."""
@@ -68,10 +70,18 @@ class ImageConfig:
     """Stochastic depth of the last block, rising linearly from 0."""
     pool: Literal["token", "avg"] = "token"
     """Global image feature: the class token, or the mean of the patches weighted by how many each stands for."""
+    pre_norm: bool = False
+    """A norm in front of the blocks and patches without a bias, as CLIP's own image tower has it."""
+    norm_epsilon: float = 1e-6
+    """Added to the variance in every norm; 1e-5 in CLIP's own image tower."""
+    activation: Activation = "gelu"
+    """Of the MLPs; OpenAI's models have ``x·sigmoid(1.702 x)``, the quick one."""
 
     def __post_init__(self) -> None:
         _check_literals(self)
         _check_counts(self, "image_size", "patch_size", "width", "depth", "heads")
+        _check_flags(self, "pre_norm")
+        _check_number(self, "norm_epsilon", minimum=0.0)
         _check_number(self, "mlp_ratio", minimum=0.1, maximum=LARGEST_SIZE / self.width)
         _check_number(self, "drop_path", minimum=0.0, maximum=0.99)
         if self.image_size % self.patch_size:
@@ -102,8 +112,11 @@ class TextConfig:
     """Transformer blocks."""
     heads: int = 8
     """Attention heads; they divide the width."""
+    activation: Activation = "gelu"
+    """Of the MLPs; OpenAI's models have ``x·sigmoid(1.702 x)``, the quick one."""
 
     def __post_init__(self) -> None:
+        _check_literals(self)
         _check_counts(self, "context_length", "vocabulary", "width", "depth", "heads")
         if self.width % self.heads:
             raise ValueError(f"TextConfig.heads: expected a divisor of width={self.width}, got {self.heads}")
@@ -302,6 +315,20 @@ class MLIPConfig:
         """Whether text passes a frequency block for the terms in the frequency domain."""
         compared = self.loss.frequency_weight > 0 or self.loss.frequency_tokens
         return self.frequency.text_transform == "rfft" and compared
+
+    def check_plain_tower(self) -> None:
+        """Raise unless the image feature is that of the image transformer alone, apart from which tokens merge.
+
+        Raises:
+            ValueError: naming the field by which the transformer reads the Frequency Stage.
+        """
+        frequency = self.frequency
+        for name, value, plain in (("order", frequency.order, "parallel"), ("fusion", frequency.fusion, "none")):
+            if value != plain:
+                raise ValueError(
+                    f"FrequencyConfig.{name}: expected {plain!r}, got {value!r}: the image transformer reads the "
+                    "tokens of the Frequency Stage, which only an MLIP has; MLIP.save_pretrained keeps them"
+                )
 
     def clip(self) -> MLIPConfig:
         """The same towers trained as plain CLIP: no frequency term, no token term, no merging."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
+from timm.layers import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,6 +77,9 @@ class ImageTower(nn.Module):
             drop_path_rate=config.drop_path,
             num_classes=0,
             global_pool="token",
+            pre_norm=config.pre_norm,
+            norm_layer=partial(LayerNorm, eps=config.norm_epsilon),
+            act_layer=None if config.activation == "gelu" else config.activation,
             block_fn=MergingBlock,
         )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlip_kernels.models.config import LossConfig
-from mlip_kernels.models.mlip import MLIPFeatures
+from mlip_kernels.models.features import MLIPFeatures
 from mlip_kernels.nn.losses import ClipLoss, TokenContrastiveLoss
 
 

@@ -7,12 +7,15 @@ CLIP runs on it unchanged; at evaluation the image feature is the spatial one, a
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from open_clip.transformer import TextTransformer
+from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import Compose
 
 from mlip_kernels._arguments import (
     check_flag,
@@ -22,9 +25,13 @@ from mlip_kernels._arguments import (
     check_shape,
     check_tensor,
 )
+from mlip_kernels.data.batch import VOCABULARY, tokenize
 from mlip_kernels.merging import keep_rate_schedule, merge_layers
 from mlip_kernels.models.config import MLIPConfig
+from mlip_kernels.models.features import GlobalPair, MLIPFeatures, TokenPair
+from mlip_kernels.models.folder import read_pretrained, save_pretrained
 from mlip_kernels.models.image_tower import Companion, ImageTokens, ImageTower
+from mlip_kernels.models.preprocessing import Preprocessing
 from mlip_kernels.nn.merging_blocks import Amount
 from mlip_kernels.nn.pooling import AttentionPool
 from mlip_kernels.nn.spectral import FrequencyStage
@@ -32,43 +39,6 @@ from mlip_kernels.spectral import amplitude_phase, token_energy
 
 MAXIMUM_SCALE = 100.0
 """Upper bound of every learned logit scale, as in CLIP."""
-
-
-class GlobalPair(NamedTuple):
-    """One feature an image and one a caption, to be contrasted."""
-
-    image: Tensor
-    """``[B, embed_dim]``, unit length."""
-    text: Tensor
-    """``[B, embed_dim]``, unit length."""
-    scale: Tensor
-    """0-d, the learned logit scale."""
-
-
-class TokenPair(NamedTuple):
-    """Tokens of images and of captions, to be contrasted by the mean of their maximal similarities."""
-
-    image: Tensor
-    """``[B, N, token_dim]``, unit length."""
-    text: Tensor
-    """``[B, M, token_dim]``, unit length."""
-    scale: Tensor
-    """0-d, the learned logit scale."""
-    image_weight: Tensor | None
-    """``[B, N]`` patches that each image token stands for, or ``None`` where all count alike."""
-    text_mask: Tensor
-    """``[B, M]``, True for text tokens that take part."""
-
-
-class MLIPFeatures(NamedTuple):
-    """All that the loss reads, one entry per contrastive term that the configuration gives a weight."""
-
-    pairs: dict[str, GlobalPair]
-    """``global_spatial`` always, ``global_frequency``."""
-    token_pairs: dict[str, TokenPair]
-    """``token_spatial`` and ``token_frequency``, or ``token_union``."""
-    image_frequency: Tensor | None
-    """``[B, embed_dim]`` frequency image feature, unit length, where a term reads it."""
 
 
 def _learned_scale(temperature: float) -> nn.Parameter:
@@ -83,13 +53,23 @@ class MLIP(nn.Module):
 
     Args:
         config: every choice of the reconstruction; parts that no term needs are not built.
+        preprocessing: how pictures become the images that the model takes; by default CLIP's way, which the trainer
+            evaluates with.
     """
 
-    def __init__(self, config: MLIPConfig) -> None:
+    def __init__(self, config: MLIPConfig, preprocessing: Preprocessing | None = None) -> None:
         super().__init__()
         if not isinstance(config, MLIPConfig):
             raise TypeError(f"config: expected MLIPConfig, got {type(config).__name__}")
         self.config = config
+        self.preprocessing = Preprocessing(config.image.image_size) if preprocessing is None else preprocessing
+        if not isinstance(self.preprocessing, Preprocessing):
+            raise TypeError(f"preprocessing: expected Preprocessing or None, got {type(preprocessing).__name__}")
+        if self.preprocessing.size != config.image.image_size:
+            raise ValueError(
+                f"preprocessing: expected size={config.image.image_size}, the image size of config, "
+                f"got {self.preprocessing.size}"
+            )
         image, text, loss, frequency = config.image, config.text, config.loss, config.frequency
         self.visual = ImageTower(image, config.merging)
         self.text = TextTransformer(
@@ -100,6 +80,7 @@ class MLIP(nn.Module):
             layers=text.depth,
             output_dim=config.embed_dim,
             output_tokens=True,
+            act_layer=QuickGELU if text.activation == "quick_gelu" else nn.GELU,
         )
         self.visual_projection = nn.Linear(image.width, config.embed_dim, bias=False)
         self.logit_scale = _learned_scale(loss.temperature)
@@ -141,6 +122,84 @@ class MLIP(nn.Module):
             )
 
         self.merge_amounts()
+
+    @property
+    def preprocess(self) -> Compose:
+        """The torchvision transform of a Pillow picture to float32 ``[3, image_size, image_size]``, without a batch."""
+        return self.preprocessing.transform()
+
+    def tokenize(self, captions: str | Sequence[str]) -> Tensor:
+        """What `encode_text` takes of captions: CLIP's byte-pair tokens, int64 ``[len(captions), context_length]``.
+
+        Each row is start of text, the caption, end of text, then zeros. A longer caption is cut, its end of text kept.
+
+        Raises:
+            TypeError: if ``captions`` is neither a string nor a sequence of strings.
+            ValueError: if the text tower has another vocabulary than CLIP's.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        for place, caption in enumerate(captions):
+            if not isinstance(caption, str):
+                raise TypeError(f"captions[{place}]: expected a string, got {type(caption).__name__}")
+        if self.config.text.vocabulary < VOCABULARY:
+            raise ValueError(
+                f"TextConfig.vocabulary: CLIP's tokenizer has {VOCABULARY} entries, but the text tower only "
+                f"{self.config.text.vocabulary}; tokenize with what it was trained on"
+            )
+        return tokenize(captions, self.config.text.context_length)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the model to ``folder``: ``config.json`` and ``model.safetensors``, for `from_pretrained`.
+
+        ``config.json`` holds the whole configuration, the preprocessing and which tokenizer it is.
+
+        Returns:
+            The folder, which is made where it is not there.
+
+        Raises:
+            OSError: if a file cannot be written; names it.
+        """
+        return save_pretrained(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> MLIP:
+        """The model that `save_pretrained` wrote to ``folder``, bit for bit, on the CPU and in evaluation mode.
+
+        Raises:
+            FileNotFoundError: if ``folder`` or a file of it is not there.
+            ValueError: if a file does not hold what this version reads; names the file and the reason.
+        """
+        return read_pretrained(cls, Path(folder))
+
+    def lock_image_tower(self, unlocked_groups: int = 0) -> None:
+        """Leave the image tower and its projection as they are in training, as open_clip's method does.
+
+        Args:
+            unlocked_groups: how many groups to train all the same, from the end: the projection, the last block with
+                the norm, the other blocks one by one, the embedding. The Frequency Stage is trained in any case.
+        """
+        trunk = self.visual.trunk
+        *blocks, last = trunk.blocks
+        embedding = [trunk.patch_embed, trunk.cls_token, trunk.pos_embed, trunk.norm_pre]
+        groups: list[list[Any]] = [
+            embedding,
+            *([block] for block in blocks),
+            [last, trunk.norm],
+            [self.visual_projection],
+        ]
+        locked = len(groups) - check_integer("unlocked_groups", unlocked_groups, minimum=0)
+        for place, group in enumerate(groups):
+            for part in group:
+                part.requires_grad_(place >= locked)
+
+    def lock_text_tower(self, unlocked_layers: int = 0) -> None:
+        """Leave the text tower as it is in training, as open_clip's method does.
+
+        Args:
+            unlocked_layers: how many groups to train all the same, from the end: the projection, the last block with
+                the norm, the other blocks one by one, the embedding.
+        """
+        self.text.lock(check_integer("unlocked_layers", unlocked_layers, minimum=0))
 
     def set_gradient_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory: recompute the blocks of every tower in the backward pass."""

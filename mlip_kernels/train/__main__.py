@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from mlip_kernels.train.loop import train
             from mlip_kernels.train.processes import OtherProcessError
             from mlip_kernels.train.report import write_report  # now, so that a missing package shows before the work
+            from mlip_kernels.train.resume import MODEL
 
             try:
                 outcome = train(config)
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if outcome is not None and leads:
                 print(outcome.data.report())
                 print(summary(outcome, config))
+                print(f"model: {Path(config.output) / MODEL}, for MLIP.from_pretrained and mlip-export")
                 try:
                     print(f"report: {write_report(outcome, config)}")
                 except Exception as failure:  # the run is finished, whatever a picture of it may need

@@ -30,6 +30,11 @@ SMALL = MLIPConfig(
 """A model that two CPU cores train in minutes on 64-pixel images."""
 
 
+CLIP_TOWER: dict[str, Any] = {"pre_norm": True, "norm_epsilon": 1e-5}
+"""What distinguishes CLIP's own image tower from timm's."""
+_UNLOCKED = {"lock_image_unlocked_groups": "lock_image", "lock_text_unlocked_layers": "lock_text"}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One run of the trainer."""
@@ -74,6 +79,20 @@ class TrainConfig:
     overwrite: bool = False
     """Remove an earlier run in ``output`` instead of refusing to start."""
 
+    pretrained: str | None = None
+    """What the towers start from: a folder that ``MLIP.save_pretrained``, open_clip or timm wrote, a file of weights in
+    open_clip's form, an open_clip model with tag or file (``ViT-B-32:laion2b_s34b_b79k``), or a timm model, with a file
+    or not (``timm/vit_base_patch16_224``). The model of the run has to have the same towers."""
+    lock_image: bool = False
+    """Leave the image tower and its projection as they are."""
+    lock_image_unlocked_groups: int = 0
+    """Groups of a locked image tower to train all the same, from the end: the projection, the last block with the norm,
+    the other blocks, the embedding."""
+    lock_text: bool = False
+    """Leave the text tower as it is."""
+    lock_text_unlocked_layers: int = 0
+    """Groups of a locked text tower to train all the same, counted alike."""
+
     steps: int = 450
     """Optimiser steps."""
     learning_rate: float = 1e-3
@@ -117,8 +136,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "held_out_pairs"):
             check_integer(name, getattr(self, name), minimum=1)
-        for name in ("steps", "warmup_steps", "evaluate_every", "workers", "seed"):
+        for name in ("steps", "warmup_steps", "evaluate_every", "workers", "seed", *_UNLOCKED):
             check_integer(name, getattr(self, name), minimum=0)
+        for name, lock in _UNLOCKED.items():
+            if getattr(self, name) and not getattr(self, lock):
+                raise ValueError(
+                    f"{name}: expected 0 without {lock}, as all is trained then, got {getattr(self, name)}"
+                )
         for name in ("learning_rate", "weight_decay", "clip_gradients", "epsilon"):
             check_number(name, getattr(self, name), minimum=0.0)
         for beta in self.betas:
@@ -181,5 +205,29 @@ PRESETS = {
         checkpoint_every=1_000,
         evaluate_every=5_000,
     ),
+    "finetune-vit-b-32": TrainConfig(
+        model=MLIPConfig(image=ImageConfig(patch_size=32, **CLIP_TOWER)),
+        output="runs/finetune-vit-b-32",
+        batch_size=128,
+        steps=10_000,
+        learning_rate=1e-5,
+        warmup_steps=500,
+        workers=4,
+        checkpoint_every=1_000,
+        evaluate_every=1_000,
+    ),
+    "finetune-vit-b-16": TrainConfig(
+        model=MLIPConfig(image=ImageConfig(**CLIP_TOWER)),
+        output="runs/finetune-vit-b-16",
+        batch_size=64,
+        steps=10_000,
+        learning_rate=1e-5,
+        warmup_steps=500,
+        workers=4,
+        gradient_checkpointing=True,
+        checkpoint_every=1_000,
+        evaluate_every=1_000,
+    ),
 }
-"""Named starting points; single options change them."""
+"""Named starting points; single options change them. Those of ``finetune`` have the towers of LAION's models and want
+``pretrained``; OpenAI's have ``activation="quick_gelu"`` in both towers."""

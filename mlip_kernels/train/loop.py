@@ -33,8 +33,9 @@ from mlip_kernels.train.lock import exclusive
 from mlip_kernels.train.logs import Logs
 from mlip_kernels.train.optimizer import build_optimizer, learning_rate
 from mlip_kernels.train.precision import resolve
+from mlip_kernels.train.pretrained import start_from
 from mlip_kernels.train.processes import Processes, processes
-from mlip_kernels.train.resume import Circumstances, Resumed
+from mlip_kernels.train.resume import MODEL, Circumstances, Resumed
 from mlip_kernels.train.timing import Stopwatch
 
 
@@ -97,7 +98,14 @@ class Run:
         self._say(f"precision {self.precision.name}: {self.precision.reason}")
         resumed = place.from_first(lambda: self._resumed(digests))
         torch.manual_seed(config.seed)
-        self.model = MLIP(config.model).to(place.device)
+        self.model = MLIP(config.model)
+        if (pretrained := config.pretrained) is not None and resumed is None:
+            self._say(place.together(lambda: start_from(pretrained, self.model)))
+        self.model.to(place.device)
+        if config.lock_image:
+            self.model.lock_image_tower(config.lock_image_unlocked_groups)
+        if config.lock_text:
+            self.model.lock_text_tower(config.lock_text_unlocked_layers)
         self.model.set_gradient_checkpointing(config.gradient_checkpointing)
         self.optimizer = build_optimizer(self.model, config)
         self.step = 0
@@ -196,6 +204,7 @@ class Run:
         if logs is None:
             return None
         logs.write(self.step, retrieval.recall)
+        self.model.save_pretrained(self.folder / MODEL)
         seconds = self.stopwatch.seconds
         return Outcome(
             steps=self.step,

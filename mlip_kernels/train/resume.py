@@ -48,6 +48,10 @@ OF_THE_DATA = {"csv_caption_key", "csv_image_key", "csv_separator", "data", "hel
 """Options that say where the pairs are; they may differ where the pairs do not."""
 
 
+MODEL = "model"
+"""Folder in the output of a run that holds the model of its end, for `MLIP.from_pretrained`."""
+
+
 class Circumstances(NamedTuple):
     """What decides the numbers of a run beside its options."""
 
@@ -169,7 +173,7 @@ def clear_the_way(config: TrainConfig, resumed: Resumed | None) -> list[str]:
         aside = checkpoint.set_aside(folder / "checkpoints", resumed.state["step"])
         return [f"renamed a newer checkpoint to {path}" for path in aside]
     if config.overwrite:
-        for part in ("checkpoints", "tensorboard"):
+        for part in ("checkpoints", "tensorboard", MODEL):
             if (folder / part).exists():
                 shutil.rmtree(folder / part)
         (folder / "metrics.csv").unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from mlip_kernels.data.images import MAX_PIXELS, UPRIGHT, UndecodableError, cent
 from mlip_kernels.data.seeds import generator
 from mlip_kernels.testing import assert_close, assert_identical
 
-pytest.importorskip("open_clip", reason="needs the [train] extra")
+image_transform = pytest.importorskip("open_clip.transform", reason="needs the [train] extra").image_transform
+to_pil_image = pytest.importorskip("torchvision.transforms.functional").to_pil_image
 
 START, END = 49406, 49407
 
@@ -261,11 +262,20 @@ def test_decoding_leaves_the_filters_of_warnings_alone(monkeypatch):
     assert warnings.filters == before
 
 
-def test_the_central_view_is_the_middle_square():
-    image = torch.zeros(3, 8, 20, dtype=torch.uint8)
-    image[:, :, 6:14] = 200
-    assert_identical(central_view(image, 8), torch.full((3, 8, 8), 200, dtype=torch.uint8))
-    assert_identical(central_view(image.mT, 32), torch.full((3, 32, 32), 200, dtype=torch.uint8))
+@pytest.mark.parametrize("shape", [(37, 64), (64, 37), (50, 50), (20, 20), (20, 61)])
+def test_the_central_view_is_that_of_open_clip(shape):
+    image = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator(3))
+    *steps, to_tensor, _ = image_transform(24, is_train=False).transforms
+    picture = to_pil_image(image)
+    for step in steps:
+        picture = step(picture)
+    assert_identical(central_view(image, 24).float() / 255, to_tensor(picture))
+
+
+def test_the_central_view_of_a_long_strip_is_its_middle():
+    strip = torch.zeros(3, 2, 2**20, dtype=torch.uint8)
+    strip[:, :, 2**19 - 1 : 2**19 + 1] = 200
+    assert_identical(central_view(strip, 64), torch.full((3, 64, 64), 200, dtype=torch.uint8))
 
 
 def test_random_views_move_a_little_and_never_mirror():

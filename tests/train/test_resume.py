@@ -40,7 +40,8 @@ def changed(config, **options):
 def test_every_option_is_sorted(tiny):
     sorted_options = [resume.WITHOUT_EFFECT, resume.TAKEN, resume.OF_THE_DATA]
     assert len(set().union(*sorted_options)) == sum(map(len, sorted_options))
-    refused = {"model", "batch_size", "samples_per_epoch", "accumulate", "seed"}
+    refused = {"model", "batch_size", "samples_per_epoch", "accumulate", "seed", "pretrained"}
+    refused |= {"lock_image", "lock_image_unlocked_groups", "lock_text", "lock_text_unlocked_layers"}
     assert set().union(*sorted_options) | refused == {field.name for field in dataclasses.fields(TrainConfig)}
 
 
