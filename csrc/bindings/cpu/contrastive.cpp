@@ -18,27 +18,27 @@ ScalarType index_type(int64_t count) {
 
 int index_bytes(int64_t count) { return count <= 256 ? 1 : count <= 32768 ? 2 : 4; }
 
-void check_side(const char* name, int64_t batch, int64_t count, const Optional& mask, const Tensor& share,
+void check_side(const char* name, int64_t batch, int64_t count, const Optional& mask, const Tensor& normalized_weight,
                 ScalarType wide) {
   MLIP_CHECK(count >= 1, name, ": expected at least one token");
   if (mask) check("mask", *mask, {batch, count}, ScalarType::Bool);
-  check("share", share, {batch, count}, wide);
+  check("normalized_weight", normalized_weight, {batch, count}, wide);
 }
 
 template <typename T>
-cpu::Tokens<T> tokens(const Tensor& values, const Optional& mask, const Tensor& share) {
+cpu::Tokens<T> tokens(const Tensor& values, const Optional& mask, const Tensor& normalized_weight) {
   return {values.size(0),
           values.size(1),
           data<T>(values),
           values.stride(0),
           values.stride(1),
           flags_or_null(mask),
-          data<cpu::Accumulate<T>>(share)};
+          data<cpu::Accumulate<T>>(normalized_weight)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
     const Tensor& images_, const Tensor& texts_, const Optional& image_mask_, const Optional& text_mask_,
-    const Tensor& image_share_, const Tensor& text_share_, bool keep_best, bool keep_maxima) {
+    const Tensor& image_normalized_weight_, const Tensor& text_normalized_weight_, bool keep_best, bool keep_maxima) {
   MLIP_CHECK(images_.dim() == 3, "image_tokens: expected [B, N, D]");
   const int64_t batch = images_.size(0), n = images_.size(1), channels = images_.size(2);
   MLIP_CHECK(texts_.dim() == 3, "text_tokens: expected [C, M, D]");
@@ -46,13 +46,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
   check("text_tokens", texts_, {text_batch, m, channels}, images_.scalar_type());
   MLIP_CHECK(channels >= 1, "image_tokens: expected at least one channel");
   const ScalarType wide = accumulate_in(images_.scalar_type());
-  check_side("image_tokens", batch, n, image_mask_, image_share_, wide);
-  check_side("text_tokens", text_batch, m, text_mask_, text_share_, wide);
+  check_side("image_tokens", batch, n, image_mask_, image_normalized_weight_, wide);
+  check_side("text_tokens", text_batch, m, text_mask_, text_normalized_weight_, wide);
 
   const Tensor images = with_unit_stride(images_), texts = with_unit_stride(texts_);
   const Optional image_mask = contiguous(image_mask_), text_mask = contiguous(text_mask_);
-  const Tensor image_share = torch::stable::contiguous(image_share_);
-  const Tensor text_share = torch::stable::contiguous(text_share_);
+  const Tensor image_normalized_weight = torch::stable::contiguous(image_normalized_weight_);
+  const Tensor text_normalized_weight = torch::stable::contiguous(text_normalized_weight_);
   const auto kept = [&](bool wanted, int64_t count, ScalarType type) {
     return wanted ? torch::stable::new_empty(images, {batch, text_batch, count}, type)
                   : torch::stable::new_empty(images, {0}, type);
@@ -74,8 +74,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> token_maxima(
                                                 keep_maxima ? mutable_data<A>(image_maxima) : nullptr,
                                                 index_bytes(m),
                                                 index_bytes(n)};
-    const cpu::TokenMaxima<T> problem = {channels, tokens<T>(images, image_mask, image_share),
-                                         tokens<T>(texts, text_mask, text_share), results};
+    const cpu::TokenMaxima<T> problem = {channels, tokens<T>(images, image_mask, image_normalized_weight),
+                                         tokens<T>(texts, text_mask, text_normalized_weight), results};
     const cpu::TokenMaximaTiling tiling = cpu::token_maxima_tiling(problem);
     Tensor packed = torch::stable::new_empty(images, {tiling.packed_bytes()}, ScalarType::Byte);
     for (const cpu::TokenMaximaBlock& block : tiling.blocks) {
@@ -98,20 +98,21 @@ cpu::ArgmaxIndices argmax_indices(const char* name, const Tensor& argmax, int64_
 }
 
 Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_mean_, const Tensor& others_,
-                             const Optional& mask_, const Optional& other_mask_, const Tensor& share_,
-                             const Tensor& other_share_, const Tensor& best_other_, const Tensor& best_) {
+                             const Optional& mask_, const Optional& other_mask_, const Tensor& normalized_weight_,
+                             const Tensor& other_normalized_weight_, const Tensor& best_other_, const Tensor& best_) {
   MLIP_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
   const int64_t other_batch = others_.size(0), m = others_.size(1), channels = others_.size(2);
-  MLIP_CHECK(share_.dim() == 2, "share: expected [B, N]");
-  const int64_t batch = share_.size(0), n = share_.size(1);
+  MLIP_CHECK(normalized_weight_.dim() == 2, "normalized_weight: expected [B, N]");
+  const int64_t batch = normalized_weight_.size(0), n = normalized_weight_.size(1);
   const ScalarType wide = accumulate_in(others_.scalar_type());
-  check_side("tokens", batch, n, mask_, share_, wide);
-  check_side("other_tokens", other_batch, m, other_mask_, other_share_, wide);
+  check_side("tokens", batch, n, mask_, normalized_weight_, wide);
+  check_side("other_tokens", other_batch, m, other_mask_, other_normalized_weight_, wide);
   check("grad_mean", grad_mean_, {batch, other_batch}, wide);
   check("grad_other_mean", grad_other_mean_, {other_batch, batch}, wide);
 
   const auto dense = [](const Tensor& tensor) { return torch::stable::contiguous(tensor); };
-  const Tensor others = dense(others_), share = dense(share_), other_share = dense(other_share_);
+  const Tensor others = dense(others_), normalized_weight = dense(normalized_weight_),
+               other_normalized_weight = dense(other_normalized_weight_);
   const Tensor grad_mean = dense(grad_mean_), grad_other_mean = dense(grad_other_mean_);
   const Optional mask = contiguous(mask_), other_mask = contiguous(other_mask_);
   const Tensor best_other = with_unit_stride(best_other_), best = with_unit_stride(best_);
@@ -132,8 +133,8 @@ Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_
     problem.grad_other_mean = data<A>(grad_other_mean);
     problem.mask = flags_or_null(mask);
     problem.other_mask = flags_or_null(other_mask);
-    problem.normalized_weight = data<A>(share);
-    problem.other_normalized_weight = data<A>(other_share);
+    problem.normalized_weight = data<A>(normalized_weight);
+    problem.other_normalized_weight = data<A>(other_normalized_weight);
     problem.argmax_other = argmax_other;
     problem.argmax = argmax;
     problem.others = data<T>(others);

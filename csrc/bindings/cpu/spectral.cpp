@@ -14,10 +14,10 @@ namespace {
 using Optional = std::optional<Tensor>;
 
 // How every operator of the family describes tokens [B, prefix + height * width, D] and its matrices, in the dtype that
-// tokens accumulate in: along_w [W', columns], along_h [H', height], or [2, H', height] where it is complex.
+// tokens accumulate in: matrix_w [W', columns], matrix_h [H', height], or [2, H', height] where it is complex.
 struct Axes {
-  const Optional& along_h;
-  const Tensor& along_w;
+  const Optional& matrix_h;
+  const Tensor& matrix_w;
   int64_t height, width, prefix;
 };
 
@@ -33,16 +33,16 @@ void check_tokens(const Tensor& x, const Axes& axes, bool complex) {
       axes.prefix >= 0 && axes.height >= 1 && axes.width >= 1 && x.size(1) == axes.prefix + axes.height * axes.width,
       "x: expected prefix_tokens + height * width tokens, got ", x.size(1));
   const ScalarType wide = accumulate_in(x.scalar_type());
-  if (axes.along_h) check_axis("along_h", *axes.along_h, complex, axes.height, wide);
-  check_axis("along_w", axes.along_w, false, axes.width, wide);
+  if (axes.matrix_h) check_axis("matrix_h", *axes.matrix_h, complex, axes.height, wide);
+  check_axis("matrix_w", axes.matrix_w, false, axes.width, wide);
 }
 
 // Tokens, and the square matrices of an orthonormal transform.
 void check_spectrum(const Tensor& x, const Axes& axes, bool fourier) {
   check_tokens(x, axes, fourier);
-  if (axes.along_h) MLIP_CHECK(axes.along_h->size(-2) == axes.height, "along_h: expected ", axes.height, " rows");
+  if (axes.matrix_h) MLIP_CHECK(axes.matrix_h->size(-2) == axes.height, "matrix_h: expected ", axes.height, " rows");
   const int64_t rows = fourier ? 2 * (axes.width / 2 + 1) : axes.width;
-  MLIP_CHECK(axes.along_w.size(0) == rows, "along_w: expected ", rows, " rows, got ", axes.along_w.size(0));
+  MLIP_CHECK(axes.matrix_w.size(0) == rows, "matrix_w: expected ", rows, " rows, got ", axes.matrix_w.size(0));
 }
 
 // A matrix [M, N] with any strides, or the real or imaginary part of [2, M, N].
@@ -88,23 +88,23 @@ cpu::Grid<T> tokens_grid(T* first, int64_t stride_batch, int64_t stride_token, i
 }
 
 template <typename T>
-void run_transform(cpu::GridTransform<T>& problem, const Tensor& x, const Optional& along_h, const Tensor& along_w,
+void run_transform(cpu::GridTransform<T>& problem, const Tensor& x, const Optional& matrix_h, const Tensor& matrix_w,
                    bool complex) {
   using A = cpu::Accumulate<T>;
   problem.batch = x.size(0), problem.channels = x.size(-1);
-  problem.matrix_h = axis_transform<A>(along_h, complex), problem.matrix_w = axis_transform<A>(along_w, false);
+  problem.matrix_h = axis_transform<A>(matrix_h, complex), problem.matrix_w = axis_transform<A>(matrix_w, false);
   run(&cpu::grid_transform<T>, problem, problem.tasks(), problem.positions() * cpu::BLOCK_CHANNELS);
 }
 
 int64_t check_separable(const Tensor& x, const Axes& axes) {
   check_tokens(x, axes, false);
-  return axes.prefix + (axes.along_h ? axes.along_h->size(0) : axes.height) * axes.along_w.size(0);
+  return axes.prefix + (axes.matrix_h ? axes.matrix_h->size(0) : axes.height) * axes.matrix_w.size(0);
 }
 
 void write_separable(const Tensor& x_, const Axes& axes, const Tensor& y) {
   if (y.numel() == 0) return;
   const Tensor x = with_unit_stride(x_);
-  const int64_t tokens = y.size(1), channels = y.size(2), new_width = axes.along_w.size(0);
+  const int64_t tokens = y.size(1), channels = y.size(2), new_width = axes.matrix_w.size(0);
   for_type(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     cpu::GridTransform<T> problem{};
@@ -112,22 +112,22 @@ void write_separable(const Tensor& x_, const Axes& axes, const Tensor& y) {
     problem.x = tokens_grid(data<T>(x), x.stride(0), x.stride(1), axes.height, axes.width, axes.prefix);
     problem.y = tokens_grid(mutable_data<T>(y), tokens * channels, channels, (tokens - axes.prefix) / new_width,
                             new_width, axes.prefix);
-    run_transform(problem, x, axes.along_h, axes.along_w, false);
+    run_transform(problem, x, axes.matrix_h, axes.matrix_w, false);
   });
 }
 
-Tensor separable(const Tensor& x, const Optional& along_h, const Tensor& along_w, int64_t height, int64_t width,
+Tensor separable(const Tensor& x, const Optional& matrix_h, const Tensor& matrix_w, int64_t height, int64_t width,
                  int64_t prefix) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   const int64_t tokens = check_separable(x, axes);
   Tensor y = torch::stable::new_empty(x, {x.size(0), tokens, x.size(2)});
   write_separable(x, axes, y);
   return y;
 }
 
-void separable_out(const Tensor& x, const Optional& along_h, const Tensor& along_w, int64_t height, int64_t width,
+void separable_out(const Tensor& x, const Optional& matrix_h, const Tensor& matrix_w, int64_t height, int64_t width,
                    int64_t prefix, Tensor out) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   const int64_t tokens = check_separable(x, axes);
   check("out", out, {x.size(0), tokens, x.size(2)}, x.scalar_type());
   const Destination y(out, {x});
@@ -141,9 +141,9 @@ struct SpectrumSizes {
 
 SpectrumSizes check_analysis(const Tensor& x, const Axes& axes) {
   check_tokens(x, axes, true);
-  const int64_t rows = axes.along_w.size(0);
-  MLIP_CHECK(rows % 2 == 0, "along_w: expected an even number of rows, got ", rows);
-  return {axes.along_h ? axes.along_h->size(1) : axes.height, rows / 2};
+  const int64_t rows = axes.matrix_w.size(0);
+  MLIP_CHECK(rows % 2 == 0, "matrix_w: expected an even number of rows, got ", rows);
+  return {axes.matrix_h ? axes.matrix_h->size(1) : axes.height, rows / 2};
 }
 
 void write_analysis(const Tensor& x_, const Axes& axes, const Tensor& real, const Tensor& imaginary) {
@@ -156,13 +156,13 @@ void write_analysis(const Tensor& x_, const Axes& axes, const Tensor& real, cons
     problem.x = tokens_grid(data<T>(x), x.stride(0), x.stride(1), axes.height, axes.width, axes.prefix);
     problem.y = {mutable_data<T>(real),      mutable_data<T>(imaginary), rows,    num_bins,
                  rows * num_bins * channels, num_bins * channels,        channels};
-    run_transform(problem, x, axes.along_h, axes.along_w, true);
+    run_transform(problem, x, axes.matrix_h, axes.matrix_w, true);
   });
 }
 
-std::tuple<Tensor, Tensor> analysis(const Tensor& x, const Optional& along_h, const Tensor& along_w, int64_t height,
+std::tuple<Tensor, Tensor> analysis(const Tensor& x, const Optional& matrix_h, const Tensor& matrix_w, int64_t height,
                                     int64_t width, int64_t prefix) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   const SpectrumSizes sizes = check_analysis(x, axes);
   Tensor real = torch::stable::new_empty(x, {x.size(0), sizes.height, sizes.num_bins, x.size(2)});
   Tensor imaginary = torch::stable::new_empty(x, {x.size(0), sizes.height, sizes.num_bins, x.size(2)});
@@ -170,9 +170,9 @@ std::tuple<Tensor, Tensor> analysis(const Tensor& x, const Optional& along_h, co
   return {real, imaginary};
 }
 
-void analysis_out(const Tensor& x, const Optional& along_h, const Tensor& along_w, int64_t height, int64_t width,
+void analysis_out(const Tensor& x, const Optional& matrix_h, const Tensor& matrix_w, int64_t height, int64_t width,
                   int64_t prefix, Tensor out_real, Tensor out_imaginary) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   const SpectrumSizes sizes = check_analysis(x, axes);
   check("out_real", out_real, {x.size(0), sizes.height, sizes.num_bins, x.size(2)}, x.scalar_type());
   check("out_imaginary", out_imaginary, {x.size(0), sizes.height, sizes.num_bins, x.size(2)}, x.scalar_type());
@@ -182,7 +182,7 @@ void analysis_out(const Tensor& x, const Optional& along_h, const Tensor& along_
   imaginary.deliver();
 }
 
-int64_t check_synthesis(const Tensor& real, const Tensor& imaginary, const Optional& along_h, const Tensor& along_w,
+int64_t check_synthesis(const Tensor& real, const Tensor& imaginary, const Optional& matrix_h, const Tensor& matrix_w,
                         int64_t prefix) {
   MLIP_CHECK(real.dim() == 4, "real: expected [B, H, K, D]");
   const int64_t height = real.size(1), num_bins = real.size(2);
@@ -190,13 +190,13 @@ int64_t check_synthesis(const Tensor& real, const Tensor& imaginary, const Optio
              num_bins);
   check("imaginary", imaginary, {real.size(0), height, num_bins, real.size(3)}, real.scalar_type());
   const ScalarType wide = accumulate_in(real.scalar_type());
-  if (along_h) check_axis("along_h", *along_h, true, height, wide);
-  check_axis("along_w", along_w, false, 2 * num_bins, wide);
+  if (matrix_h) check_axis("matrix_h", *matrix_h, true, height, wide);
+  check_axis("matrix_w", matrix_w, false, 2 * num_bins, wide);
   MLIP_CHECK(prefix >= 0, "prefix_tokens: expected at least 0, got ", prefix);
-  return prefix + (along_h ? along_h->size(1) : height) * along_w.size(0);
+  return prefix + (matrix_h ? matrix_h->size(1) : height) * matrix_w.size(0);
 }
 
-void write_synthesis(const Tensor& real_, const Tensor& imaginary_, const Optional& along_h, const Tensor& along_w,
+void write_synthesis(const Tensor& real_, const Tensor& imaginary_, const Optional& matrix_h, const Tensor& matrix_w,
                      int64_t prefix, const Tensor& y) {
   if (y.numel() == 0) return;
   Tensor real = with_unit_stride(real_), imaginary = with_unit_stride(imaginary_);
@@ -204,7 +204,7 @@ void write_synthesis(const Tensor& real_, const Tensor& imaginary_, const Option
     if (real.stride(axis) == imaginary.stride(axis)) continue;
     real = torch::stable::contiguous(real), imaginary = torch::stable::contiguous(imaginary);
   }
-  const int64_t tokens = y.size(1), channels = y.size(2), width = along_w.size(0);
+  const int64_t tokens = y.size(1), channels = y.size(2), width = matrix_w.size(0);
   for_type(real.scalar_type(), [&](auto element) {
     using T = decltype(element);
     cpu::GridTransform<T> problem{};
@@ -212,24 +212,24 @@ void write_synthesis(const Tensor& real_, const Tensor& imaginary_, const Option
     problem.x = {data<T>(real),  data<T>(imaginary), real.size(1),  real.size(2),
                  real.stride(0), real.stride(1),     real.stride(2)};
     problem.y = tokens_grid(mutable_data<T>(y), tokens * channels, channels, (tokens - prefix) / width, width, prefix);
-    run_transform(problem, real, along_h, along_w, true);
+    run_transform(problem, real, matrix_h, matrix_w, true);
   });
 }
 
-Tensor synthesis(const Tensor& real, const Tensor& imaginary, const Optional& along_h, const Tensor& along_w,
+Tensor synthesis(const Tensor& real, const Tensor& imaginary, const Optional& matrix_h, const Tensor& matrix_w,
                  int64_t prefix) {
-  const int64_t tokens = check_synthesis(real, imaginary, along_h, along_w, prefix);
+  const int64_t tokens = check_synthesis(real, imaginary, matrix_h, matrix_w, prefix);
   Tensor y = torch::stable::new_empty(real, {real.size(0), tokens, real.size(3)});
-  write_synthesis(real, imaginary, along_h, along_w, prefix, y);
+  write_synthesis(real, imaginary, matrix_h, matrix_w, prefix, y);
   return y;
 }
 
-void synthesis_out(const Tensor& real, const Tensor& imaginary, const Optional& along_h, const Tensor& along_w,
+void synthesis_out(const Tensor& real, const Tensor& imaginary, const Optional& matrix_h, const Tensor& matrix_w,
                    int64_t prefix, Tensor out) {
-  const int64_t tokens = check_synthesis(real, imaginary, along_h, along_w, prefix);
+  const int64_t tokens = check_synthesis(real, imaginary, matrix_h, matrix_w, prefix);
   check("out", out, {real.size(0), tokens, real.size(3)}, real.scalar_type());
   const Destination y(out, {real, imaginary});
-  write_synthesis(real, imaginary, along_h, along_w, prefix, y.result);
+  write_synthesis(real, imaginary, matrix_h, matrix_w, prefix, y.result);
   y.deliver();
 }
 
@@ -254,11 +254,11 @@ cpu::Spectrum<A> spectrum(const Axes& axes, bool fourier) {
   using Transform = cpu::AxisTransform<A>;
   cpu::Spectrum<A> result{};
   result.fourier = fourier, result.height = axes.height, result.width = axes.width;
-  const cpu::Matrix<A> row = matrix<A>(axes.along_w);
+  const cpu::Matrix<A> row = matrix<A>(axes.matrix_w);
   if (!fourier) {
     result.rows = Transform(row), result.rows_back = Transform(transposed(row));
-    if (!axes.along_h) return result;
-    const cpu::Matrix<A> column = matrix<A>(*axes.along_h);
+    if (!axes.matrix_h) return result;
+    const cpu::Matrix<A> column = matrix<A>(*axes.matrix_h);
     result.columns = Transform(column), result.columns_back = Transform(transposed(column));
     return result;
   }
@@ -266,9 +266,9 @@ cpu::Spectrum<A> spectrum(const Axes& axes, bool fourier) {
   const cpu::Matrix<A> cosine = rows_of(row, 0, num_bins), sine = rows_of(row, num_bins, num_bins);
   result.rows = Transform::real_fourier(cosine, sine, false);
   result.rows_back = Transform::real_fourier(cosine, sine, true);
-  if (!axes.along_h) return result;
-  const cpu::Matrix<A> real = matrix<A>(*axes.along_h, 0), imaginary = matrix<A>(*axes.along_h, 1);
-  MLIP_CHECK(is_hermitian(real, imaginary), "along_h: expected the matrix of the FFT");
+  if (!axes.matrix_h) return result;
+  const cpu::Matrix<A> real = matrix<A>(*axes.matrix_h, 0), imaginary = matrix<A>(*axes.matrix_h, 1);
+  MLIP_CHECK(is_hermitian(real, imaginary), "matrix_h: expected the matrix of the FFT");
   result.columns = Transform::real_fourier(real, imaginary, false);
   result.columns_back = Transform::real_fourier(real, imaginary, true);
   return result;
@@ -307,18 +307,18 @@ void write_filtered(const Tensor& x_, const Tensor& weight_, const Axes& axes, c
   });
 }
 
-Tensor filtered(const Tensor& x, const Tensor& weight, const Optional& along_h, const Tensor& along_w, int64_t height,
+Tensor filtered(const Tensor& x, const Tensor& weight, const Optional& matrix_h, const Tensor& matrix_w, int64_t height,
                 int64_t width, int64_t prefix) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   check_filtered(x, weight, axes);
   Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2)});
   write_filtered(x, weight, axes, y);
   return y;
 }
 
-void filtered_out(const Tensor& x, const Tensor& weight, const Optional& along_h, const Tensor& along_w, int64_t height,
-                  int64_t width, int64_t prefix, Tensor out) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+void filtered_out(const Tensor& x, const Tensor& weight, const Optional& matrix_h, const Tensor& matrix_w,
+                  int64_t height, int64_t width, int64_t prefix, Tensor out) {
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   check_filtered(x, weight, axes);
   check("out", out, {x.size(0), x.size(1), x.size(2)}, x.scalar_type());
   const Destination y(out, {x, weight});
@@ -326,9 +326,9 @@ void filtered_out(const Tensor& x, const Tensor& weight, const Optional& along_h
   y.deliver();
 }
 
-Tensor filtered_backward_weight(const Tensor& grad_, const Tensor& x_, const Optional& along_h, const Tensor& along_w,
+Tensor filtered_backward_weight(const Tensor& grad_, const Tensor& x_, const Optional& matrix_h, const Tensor& matrix_w,
                                 int64_t height, int64_t width, int64_t prefix, bool fourier) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   check_spectrum(x_, axes, fourier);
   check("grad", grad_, {x_.size(0), x_.size(1), x_.size(2)}, x_.scalar_type());
   const ScalarType wide = accumulate_in(x_.scalar_type());
@@ -359,9 +359,9 @@ void check_bands(const Tensor& bands, int64_t count, const Axes& axes, bool four
   MLIP_CHECK(count >= 1, "count: expected at least 1, got ", count);
 }
 
-Tensor band_energy(const Tensor& x_, const Tensor& bands_, int64_t count, const Optional& along_h,
-                   const Tensor& along_w, int64_t height, int64_t width, int64_t prefix, bool fourier) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+Tensor band_energy(const Tensor& x_, const Tensor& bands_, int64_t count, const Optional& matrix_h,
+                   const Tensor& matrix_w, int64_t height, int64_t width, int64_t prefix, bool fourier) {
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   check_spectrum(x_, axes, fourier);
   check_bands(bands_, count, axes, fourier);
   const Tensor x = with_unit_stride(x_), bands = torch::stable::contiguous(bands_);
@@ -376,9 +376,9 @@ Tensor band_energy(const Tensor& x_, const Tensor& bands_, int64_t count, const 
   return energy;
 }
 
-Tensor band_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor& bands_, const Optional& along_h,
-                            const Tensor& along_w, int64_t height, int64_t width, int64_t prefix, bool fourier) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+Tensor band_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor& bands_, const Optional& matrix_h,
+                            const Tensor& matrix_w, int64_t height, int64_t width, int64_t prefix, bool fourier) {
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   check_spectrum(x_, axes, fourier);
   MLIP_CHECK(grad_.dim() == 3, "grad: expected [B, bands, D]");
   const int64_t count = grad_.size(1);
@@ -403,17 +403,17 @@ bool check_token_energy(const Tensor& x, const Tensor& frequency_mask, const Axe
   const ScalarType wide = accumulate_in(x.scalar_type());
   const bool fourier = frequency_mask.dim() == 3;
   if (fourier) {
-    check("kept", frequency_mask, {axes.height, axes.width / 2 + 1, 1}, wide);
+    check("frequency_mask", frequency_mask, {axes.height, axes.width / 2 + 1, 1}, wide);
   } else {
-    check("kept", frequency_mask, {axes.height, axes.width}, wide);
+    check("frequency_mask", frequency_mask, {axes.height, axes.width}, wide);
   }
   check_spectrum(x, axes, fourier);
   return fourier;
 }
 
-Tensor token_energy(const Tensor& x_, const Tensor& kept, const Optional& along_h, const Tensor& along_w,
+Tensor token_energy(const Tensor& x_, const Tensor& kept, const Optional& matrix_h, const Tensor& matrix_w,
                     int64_t height, int64_t width, int64_t prefix) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   const bool fourier = check_token_energy(x_, kept, axes);
   const ScalarType wide = accumulate_in(x_.scalar_type());
   const Tensor x = with_unit_stride(x_), frequency_mask = torch::stable::contiguous(kept);
@@ -433,9 +433,9 @@ Tensor token_energy(const Tensor& x_, const Tensor& kept, const Optional& along_
   return energy;
 }
 
-Tensor token_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor& kept, const Optional& along_h,
-                             const Tensor& along_w, int64_t height, int64_t width, int64_t prefix) {
-  const Axes axes{along_h, along_w, height, width, prefix};
+Tensor token_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor& kept, const Optional& matrix_h,
+                             const Tensor& matrix_w, int64_t height, int64_t width, int64_t prefix) {
+  const Axes axes{matrix_h, matrix_w, height, width, prefix};
   const bool fourier = check_token_energy(x_, kept, axes);
   check("grad", grad_, {x_.size(0), x_.size(1)}, accumulate_in(x_.scalar_type()));
   const Tensor x = with_unit_stride(x_), frequency_mask = torch::stable::contiguous(kept);

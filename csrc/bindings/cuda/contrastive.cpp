@@ -21,7 +21,7 @@ void check_side(const char* name, int64_t batch, int64_t count, const Optional& 
   MLIP_CHECK(1 <= count && count <= kernels::MOST_TOKENS, name, ": expected 1 to ", kernels::MOST_TOKENS,
              " tokens, got ", count);
   if (mask) check("mask", *mask, {batch, count}, ScalarType::Bool);
-  check("share", weight, {batch, count}, ScalarType::Float);
+  check("normalized_weight", weight, {batch, count}, ScalarType::Float);
 }
 
 kernels::TokenSide side(const Tensor& values, const Optional& mask, const Tensor& weight) {
@@ -104,7 +104,7 @@ Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_
                              const Tensor& other_weight_, const Tensor& argmax_other_, const Tensor& argmax_) {
   MLIP_CHECK(others_.dim() == 3, "other_tokens: expected [C, M, D]");
   const int64_t other_batch = others_.size(0), m = others_.size(1), channels = others_.size(2);
-  MLIP_CHECK(weight_.dim() == 2, "share: expected [B, N]");
+  MLIP_CHECK(weight_.dim() == 2, "normalized_weight: expected [B, N]");
   const int64_t batch = weight_.size(0), n = weight_.size(1);
   check_side("tokens", batch, n, mask_, weight_);
   check_side("other_tokens", other_batch, m, other_mask_, other_weight_);
@@ -140,8 +140,8 @@ Tensor token_maxima_backward(const Tensor& grad_mean_, const Tensor& grad_other_
   problem.argmax = argmax_of("best", argmax, batch, other_batch, m, n);
   problem.vector = in_fours(others) && in_fours(grad);
   problem.grad = grad.mutable_data_ptr();
-  MLIP_CHECK(kernels::token_maxima_backward_blocks(problem) <= cuda::LARGEST_GRID, "share: ", batch, " rows of ", n,
-             " tokens are more than one launch takes");
+  MLIP_CHECK(kernels::token_maxima_backward_blocks(problem) <= cuda::LARGEST_GRID, "normalized_weight: ", batch,
+             " rows of ", n, " tokens are more than one launch takes");
   kernels::token_maxima_backward(problem, device.stream());
   check_launch("contrastive_token_maxima_backward");
   return grad;

@@ -63,14 +63,14 @@ struct Orthonormal {
 Orthonormal orthonormal(const Tensor& x, const Optional& matrix_h, const Tensor& matrix_w, int64_t height,
                         int64_t width, int64_t prefix, bool fourier) {
   SpectralProblem problem = problem_of(x, height, width, prefix, matrix_h.has_value());
-  const Matrix h = matrix_of("along_h", matrix_h, fourier), w = matrix_of("along_w", matrix_w, false);
+  const Matrix h = matrix_of("matrix_h", matrix_h, fourier), w = matrix_of("matrix_w", matrix_w, false);
   problem.fourier = fourier;
   problem.frequencies = int(fourier ? width / 2 + 1 : width);
   problem.coefficients = int(height) * problem.frequencies;
-  check_size("along_w", w.rows, (fourier ? 2 : 1) * problem.frequencies);
-  check_size("along_w", w.columns, width);
-  if (matrix_h) check_size("along_h", h.rows, height);
-  if (matrix_h) check_size("along_h", h.columns, height);
+  check_size("matrix_w", w.rows, (fourier ? 2 : 1) * problem.frequencies);
+  check_size("matrix_w", w.columns, width);
+  if (matrix_h) check_size("matrix_h", h.rows, height);
+  if (matrix_h) check_size("matrix_h", h.columns, height);
   return {problem, h, w};
 }
 
@@ -99,9 +99,9 @@ Tensor separable(const Tensor& x_, const Optional& matrix_h, const Tensor& matri
                  int64_t prefix) {
   const OnDevice device(x_);
   SpectralProblem problem = problem_of(x_, height, width, prefix, matrix_h.has_value());
-  const Matrix h = matrix_of("along_h", matrix_h, false), w = matrix_of("along_w", matrix_w, false);
-  check_size("along_w", w.columns, width);
-  if (matrix_h) check_size("along_h", h.columns, height);
+  const Matrix h = matrix_of("matrix_h", matrix_h, false), w = matrix_of("matrix_w", matrix_w, false);
+  check_size("matrix_w", w.columns, width);
+  if (matrix_h) check_size("matrix_h", h.columns, height);
   const Tensor x = with_unit_stride(x_);
   Tensor y = new_tokens(problem, x, prefix + (matrix_h ? h.rows : height) * int64_t(w.rows));
   if (y.numel() == 0) return y;
@@ -118,10 +118,10 @@ std::tuple<Tensor, Tensor> analysis(const Tensor& x_, const Optional& matrix_h, 
   const OnDevice device(x_);
   SpectralProblem problem = problem_of(x_, height, width, prefix, matrix_h.has_value());
   problem.fourier = true;
-  const Matrix h = matrix_of("along_h", matrix_h, true), w = matrix_of("along_w", matrix_w, false);
-  check_size("along_w", w.columns, width);
-  if (matrix_h) check_size("along_h", h.columns, height);
-  MLIP_CHECK(w.rows % 2 == 0, "along_w: expected real and imaginary parts");
+  const Matrix h = matrix_of("matrix_h", matrix_h, true), w = matrix_of("matrix_w", matrix_w, false);
+  check_size("matrix_w", w.columns, width);
+  if (matrix_h) check_size("matrix_h", h.columns, height);
+  MLIP_CHECK(w.rows % 2 == 0, "matrix_w: expected real and imaginary parts");
   const Tensor x = with_unit_stride(x_);
   const int64_t rows = matrix_h ? h.rows : height;
   problem.frequencies = w.rows / 2;
@@ -155,9 +155,9 @@ Tensor synthesis(const Tensor& real_, const Tensor& imaginary_, const Optional& 
   MLIP_CHECK(0 <= prefix && (matrix_h || height == 1), "real: unexpected shape");
   MLIP_CHECK(height * frequencies < MOST_TOKENS, "real: too many coefficients");
   const OnDevice device(real_);
-  const Matrix h = matrix_of("along_h", matrix_h, true), w = matrix_of("along_w", matrix_w, false);
-  check_size("along_w", w.columns, 2 * frequencies);
-  if (matrix_h) check_size("along_h", h.columns, height);
+  const Matrix h = matrix_of("matrix_h", matrix_h, true), w = matrix_of("matrix_w", matrix_w, false);
+  check_size("matrix_w", w.columns, 2 * frequencies);
+  if (matrix_h) check_size("matrix_h", h.columns, height);
   const Tensor real = as_rows(real_), imaginary = as_rows(imaginary_);
   SpectralProblem problem{};
   problem.type = cuda_type(real.scalar_type());
@@ -274,9 +274,9 @@ Tensor band_energy_backward(const Tensor& grad_, const Tensor& x_, const Tensor&
 // A frequency mask is [H, W] (cosine) or [H, K, 1] (Fourier).
 void check_frequency_mask(const SpectralProblem& problem, const Tensor& mask, int64_t height) {
   if (problem.fourier) {
-    check("kept", mask, {height, problem.frequencies, 1}, ScalarType::Float);
+    check("frequency_mask", mask, {height, problem.frequencies, 1}, ScalarType::Float);
   } else {
-    check("kept", mask, {height, problem.frequencies}, ScalarType::Float);
+    check("frequency_mask", mask, {height, problem.frequencies}, ScalarType::Float);
   }
 }
 
