@@ -83,7 +83,7 @@ def test_no_path_of_the_machine_that_built_it_is_in_a_compiled_part(part):
     ],
 )
 def test_matrices_without_rows_or_columns_are_refused(name, arguments):
-    with pytest.raises(RuntimeError, match=r"^(along_[hw]|real): expected .*(at least one|>= 1)"):
+    with pytest.raises(RuntimeError, match=r"^(matrix_[hw]|real): expected .*(at least one|>= 1)"):
         getattr(OPERATORS, name)(*arguments)
 
 
