@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mlip_kernels.nn.attention import Attending, attend_by_size
 from mlip_kernels.nn.merging_blocks import MergeStep
+from mlip_kernels.patch.states import given
 
 
 class _Attending(nn.Module):
@@ -35,7 +36,7 @@ class _Attending(nn.Module):
         and position are.
         """
         if merging is None:
-            return super().forward(x, rope=rope, **_given(attn_mask, is_causal))
+            return super().forward(x, rope=rope, **given(attn_mask, is_causal))
         module: Any = self
         query, keys, values = self._projected(x)
         query, keys = module.q_norm(query), module.k_norm(keys)
@@ -111,7 +112,7 @@ class _Merging(nn.Module):
         have merged before.
         """
         if merging is None:
-            return super().forward(x, rope=rope, **_given(attn_mask, is_causal))
+            return super().forward(x, rope=rope, **given(attn_mask, is_causal))
         x = merging.merge(x + self._attention_branch(x, rope, merging))
         return x + self._mlp_branch(x)
 
@@ -146,8 +147,3 @@ ATTENTIONS: dict[type[nn.Module], type[nn.Module]] = {
     EvaAttention: MergingEvaAttention,
     AttentionRope: MergingAttentionRope,
 }
-
-
-def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
-    """Only what was given: blocks of older timm versions take less."""
-    return ({} if attn_mask is None else {"attn_mask": attn_mask}) | ({"is_causal": True} if is_causal else {})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mlip_kernels.nn.merging_blocks import MergeState, last_state
 from mlip_kernels.patch.settings import Merging, Rate, changed
-from mlip_kernels.patch.states import Merged, block_states, in_original_order, known, tokens_of
+from mlip_kernels.patch.states import Merged, block_states, given, in_original_order, known, tokens_of
 
 REPLACED = ("__call__", "forward", "forward_features", "forward_intermediates")
 """What merging models do otherwise than timm's. A model that has its own has to be patched by hand."""
@@ -164,7 +164,7 @@ class MergingModel(nn.Module):
             mask=mask,
             checkpointing=self.grad_checkpointing,
             arguments=self._rotary(rope),
-            **_given(attn_mask, is_causal),
+            **given(attn_mask, is_causal),
         )
 
     def _own_grid(self, tokens: Tensor) -> tuple[int, int] | None:
@@ -208,8 +208,3 @@ def _key_mask(attn_mask: Tensor | None, is_causal: bool, tokens: Tensor) -> Tens
             f"{list(shape)} could be one of keys [B, N] or one of pairs [N, N], which cannot be used while tokens merge"
         )
     return attn_mask.reshape(shape[0], count).expand(batch, count) != 0
-
-
-def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
-    """Only what was given: blocks of older timm versions take less."""
-    return ({} if attn_mask is None else {"attn_mask": attn_mask}) | ({"is_causal": True} if is_causal else {})

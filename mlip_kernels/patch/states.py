@@ -79,3 +79,8 @@ def in_original_order(tokens: Tensor, size: Tensor | None, plan: MergePlan) -> M
 def known(size: int) -> int:
     """A size as a number: ``torch.jit.trace`` has tensors instead, and fixes what depends on their values."""
     return int(size) if torch.jit.is_tracing() else size
+
+
+def given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
+    """The arguments of a block that were given, and no others: those of older timm versions take less."""
+    return ({} if attn_mask is None else {"attn_mask": attn_mask}) | ({"is_causal": True} if is_causal else {})

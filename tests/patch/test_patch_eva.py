@@ -107,7 +107,7 @@ def mean_table(table: Tensor | None, origin: Tensor | None, first: int) -> Tenso
     return (members / members.sum(-1, keepdim=True))[:, None] @ table
 
 
-def restated(model: Eva, x: Tensor, r: int) -> list[Tensor]:
+def restated(model: Eva, x: Tensor, r: list[int]) -> list[Tensor]:
     """The model with merging blocks, one line after the other: logits and features."""
     torch.manual_seed(3)
     tokens, rope = model._pos_embed(model.patch_embed(x))
@@ -120,7 +120,7 @@ def restated(model: Eva, x: Tensor, r: int) -> list[Tensor]:
         scales = [getattr(block, f"gamma_{i}", None) for i in (1, 2)]
         out = out if before else block.norm1(out)
         tokens = tokens + (out if scales[0] is None else scales[0] * out)
-        plans.append(merge_plan(metric.detach(), r, size=size, prefix_tokens=first))
+        plans.append(merge_plan(metric.detach(), r[index], size=size, prefix_tokens=first))
         origin = plans[-1].track(origin)
         tokens, size = plans[-1].merge(tokens)
         out = block.mlp(block.norm2(tokens)) if before else block.norm2(block.mlp(tokens))
@@ -143,9 +143,9 @@ def in_double(model: Eva) -> Eva:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_merging_equals_its_restatement_with_gradients(name: str, checkpointing: bool, fused: bool):
     model, x = in_double(tiny(name)).train(), images().double()
-    wanted = restated(model, x, 3)
+    wanted = restated(model, x, [3, 0, 2])
     wanted += gradients_of(wanted, model)
-    patch.apply(model, r=3)
+    patch.apply(model, [3, 0, 2])
     model.set_grad_checkpointing(checkpointing)
     for block in model.blocks:
         block.attn.fused_attn = fused
@@ -195,6 +195,26 @@ def test_images_of_a_batch_merge_as_they_do_alone(name: str):
     assert (size[0] > 0).sum() < (size[1] > 0).sum()
     for sample in range(2):
         assert_close(model(x)[sample : sample + 1], model(x[sample : sample + 1]), roundings=64)
+
+
+def test_masks_and_causal_attention_work_as_before_while_nothing_merges():
+    model, x = tiny(), images()
+    mask = torch.ones(17, 17).tril().bool()
+    wanted = model(x, attn_mask=mask), model(x, is_causal=True)
+    patch.apply(model)
+    assert_identical(model(x, attn_mask=mask), wanted[0])
+    assert_identical(model(x, is_causal=True), wanted[1])
+    model.r = 1
+    with pytest.raises(ValueError, match="is_causal: expected False while tokens merge"):
+        model(x, is_causal=True)
+
+
+def test_rates_follow_the_patches_that_dropout_leaves():
+    model, x = patch.apply(tiny("patches dropped"), keep_rate=0.75, layers=[1]), images()
+    assert model.forward_merged(x)[0].shape[1] == 1 + 12
+    assert model.train().forward_merged(x)[0].shape[1] == 1 + 9
+    with pytest.raises(ValueError, match="guide: 'frequency' needs all patches of a grid"):
+        patch.apply(model, r=1, guide="frequency")(x)
 
 
 def test_what_the_guides_read():
