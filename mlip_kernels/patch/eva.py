@@ -15,7 +15,29 @@ from mlip_kernels.patch.states import Merged, tokens_of
 
 
 class MergingEva(MergingModel, Eva):
-    """A patched ``Eva``; rotary positions follow the tokens (`RotaryTables`)."""
+    """A patched ``Eva``; rotary positions follow the tokens.
+
+    A merged token is rotated by the size-weighted mean of the rotations of its patches: the mean of their sines and of
+    their cosines, not scaled back to length 1. Its logits are then the means of those that each patch would have with
+    the merged query or key, and frequencies that turn far between its patches count less. That takes no more than the
+    tables, so it holds for axial and mixed positions, however timm made them, and with patch dropout. Prefix tokens are
+    not rotated. Pairs are matched, and guides read, by rotated keys.
+
+    Measured on 6 models of 4 blocks with rotary positions alone (``rope_type`` cat, dinov3 and mixed, two seeds each;
+    8 by 8 patches, 250 training steps) that say in which of 8 directions one square of 2 or 3 patches lies from
+    another; then 32 of 64 patches merge, in block 2 or spread over blocks 1 to 3. Accuracy on 1024 images, and how far
+    the probabilities move from those without merging (mean Euclidean distance):
+
+    | rotation of a merged token     | accuracy (0.897 unmerged) | moved by         |
+    |--------------------------------|---------------------------|------------------|
+    | mean rotation                  | 0.887, 0.891              | 0.059, 0.047     |
+    | rotation at the mean position  | 0.884, 0.890              | 0.064, 0.049     |
+    | position of the kept token     | 0.860, 0.869              | 0.097, 0.095     |
+    | mean rotation, unrotated match | 0.882, 0.891              | 0.065, 0.054     |
+
+    Where one square is to be placed in a grid of 4 by 4 (3 models, 1.000 unmerged), the first three are equal, 0.983 to
+    0.985 and 0.985 to 0.989, and matching by unrotated keys is worse, 0.978 and 0.950.
+    """
 
     def forward_blocks(
         self,
