@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from timm.layers import Attention
@@ -78,11 +78,7 @@ def attend(module: nn.Module, tokens: Tensor, size: Tensor | None, *, padding: b
     qkv = module.qkv(tokens).reshape(batch, count, 3, module.num_heads, module.head_dim).permute(2, 0, 3, 1, 4)
     query, keys, values = qkv.unbind(0)
     query, keys = module.q_norm(query), module.k_norm(keys)
-    if module.fused_attn:
-        dropout = module.attn_drop.p if module.training else 0.0
-        attended = proportional_attention(query, keys, values, size, dropout_p=dropout, padding=padding)
-    else:
-        attended = _written_out(module, query, keys, values, size, padding)
+    attended = attend_by_size(module, query, keys, values, size, padding=padding)
     attended = module.norm(attended.transpose(1, 2).reshape(batch, count, module.attn_dim))
     gate = getattr(module, "gate", None)  # newer timm
     if gate is not None:
@@ -90,8 +86,24 @@ def attend(module: nn.Module, tokens: Tensor, size: Tensor | None, *, padding: b
     return Attended(module.proj_drop(module.proj(attended)), query[:, :, 0].detach(), keys.detach())
 
 
+def attend_by_size(
+    module: Any, query: Tensor, keys: Tensor, values: Tensor, size: Tensor | None, *, padding: bool
+) -> Tensor:
+    """What queries ``[B, heads, N, head_dim]`` attend to, in the shape of ``query``.
+
+    Args:
+        module: an attention of timm's: fused, or written out where its ``fused_attn`` is false.
+        query, keys, values: ``[B, heads, N, head_dim]``.
+        size, padding: as in `attend`.
+    """
+    if module.fused_attn:
+        dropout = module.attn_drop.p if module.training else 0.0
+        return proportional_attention(query, keys, values, size, dropout_p=dropout, padding=padding)
+    return _written_out(module, query, keys, values, size, padding)
+
+
 def _written_out(
-    module: Attention, query: Tensor, keys: Tensor, values: Tensor, size: Tensor | None, padding: bool
+    module: Any, query: Tensor, keys: Tensor, values: Tensor, size: Tensor | None, padding: bool
 ) -> Tensor:
     """``attn_drop(softmax(scale · q kᵀ + log size)) v``; a sample whose sizes are all 0 gives zeros."""
     scores = (query * module.scale) @ keys.transpose(-2, -1)

@@ -168,6 +168,7 @@ def merging_states(
     rule: MergeRule,
     *,
     checkpointing: bool = False,
+    arguments: Callable[[int, MergeState], dict[str, Any]] | None = None,
     **attention: Any,
 ) -> Iterator[MergeState]:
     """The states behind each block, one after the other.
@@ -181,18 +182,20 @@ def merging_states(
         amounts: what each block merges.
         rule: how it chooses.
         checkpointing: recompute the blocks in the backward pass.
+        arguments: what a block takes beside tokens, by its index and what goes into it: tables of positions.
         attention: arguments of blocks that get plain tokens.
     """
     recompute = checkpointing and torch.is_grad_enabled()
-    for block, amount in zip(blocks, amounts, strict=False):
+    for index, (block, amount) in enumerate(zip(blocks, amounts, strict=False)):
+        own = {} if arguments is None else arguments(index, state)
         if amount == 0 and state.size is None:
             if recompute:
-                tokens = checkpoint(block, state.tokens, use_reentrant=False, **attention)
+                tokens = checkpoint(block, state.tokens, use_reentrant=False, **own, **attention)
             else:
-                tokens = block(state.tokens, **attention)
+                tokens = block(state.tokens, **own, **attention)
             state = state._replace(tokens=tokens)
         else:
-            tokens, plan, size = _stepped(block, state, amount, rule, recompute)
+            tokens, plan, size = _stepped(block, state, amount, rule, recompute, own)
             state = _behind(state, tokens, plan, size)
         yield state
 
@@ -203,19 +206,19 @@ def last_state(states: Iterator[MergeState]) -> MergeState:
 
 
 def _stepped(
-    block: nn.Module, state: MergeState, amount: Amount, rule: MergeRule, recompute: bool
+    block: nn.Module, state: MergeState, amount: Amount, rule: MergeRule, recompute: bool, arguments: dict[str, Any]
 ) -> tuple[Tensor, MergePlan | None, Tensor | None]:
     """The tokens behind a block, and the plan and the sizes where it has merged."""
 
-    def run(tokens: Tensor, step: MergeStep | None) -> tuple[Tensor, MergePlan | None, Tensor | None]:
+    def run(tokens: Tensor, step: MergeStep | None, **named: Any) -> tuple[Tensor, MergePlan | None, Tensor | None]:
         step = MergeStep(state, amount, rule) if step is None else step
-        return block(tokens, merging=step), step.plan, step.size
+        return block(tokens, merging=step, **named), step.plan, step.size
 
     if not recompute:
-        return run(state.tokens, None)
+        return run(state.tokens, None, **arguments)
     # A graph traces the block once and may not change what was there before. Eager mode runs it twice, for one plan.
     step = None if torch.compiler.is_compiling() else MergeStep(state, amount, rule)
-    return checkpoint(run, state.tokens, step, use_reentrant=False)
+    return checkpoint(run, state.tokens, step, use_reentrant=False, **arguments)
 
 
 def _behind(state: MergeState, tokens: Tensor, plan: MergePlan | None, size: Tensor | None) -> MergeState:

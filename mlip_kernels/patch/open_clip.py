@@ -21,7 +21,6 @@ with needing("integrations", "mlip_kernels.patch.open_clip"):
     check_version("open_clip", "open_clip_torch", (3, 0), (4, 0))
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
-    from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
 from mlip_kernels.patch import timm
 from mlip_kernels.patch.classes import exchange, restore, unwrapped
@@ -151,17 +150,15 @@ def _found(model: object) -> dict[str, Any]:
     visual = getattr(model, "visual", None)
     if isinstance(visual, nn.Module):
         message += f", whose visual is a {type(visual).__name__} without tokens to merge"
-    elif isinstance(model, TimmVisionTransformer):
+    elif isinstance(model, timm.Transformer):
         message += "; mlip_kernels.patch.timm takes it"
     raise TypeError(message)
 
 
-def _trunk(tower: TimmModel) -> TimmVisionTransformer:
+def _trunk(tower: TimmModel) -> timm.Transformer:
     trunk = unwrapped(tower.trunk)
-    if not isinstance(trunk, TimmVisionTransformer):
-        raise TypeError(
-            f"visual.trunk: expected a timm VisionTransformer or VisionTransformerDistilled, got {type(trunk).__name__}"
-        )
+    if not isinstance(trunk, timm.Transformer):
+        raise TypeError(f"visual.trunk: expected {timm.WANTED}, got {type(trunk).__name__}")
     return trunk
 
 

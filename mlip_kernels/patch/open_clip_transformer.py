@@ -142,6 +142,7 @@ class MergingTransformer(Transformer):
             schedule = merging.schedule(depth, patches)
         if attn_mask is not None and any(schedule):
             raise ValueError("attn_mask: expected None while tokens merge, got a tensor")
+        given: dict[str, Any] = {} if attn_mask is None else {"attn_mask": attn_mask}
         return block_states(
             list(self.resblocks)[:blocks],
             tokens,
@@ -151,7 +152,7 @@ class MergingTransformer(Transformer):
             class_token=True,
             grid=(height, width) if patches == height * width else None,  # patch dropout leaves no grid
             checkpointing=self.grad_checkpointing,
-            **({} if attn_mask is None else {"attn_mask": attn_mask}),
+            **given,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def block_states(
     grid: tuple[int, int] | None,
     mask: Tensor | None = None,
     checkpointing: bool = False,
+    arguments: Callable[[int, MergeState], dict[str, Any]] | None = None,
     **attention: Any,
 ) -> Iterator[MergeState]:
     """The states behind each block, one after the other.
@@ -41,6 +42,7 @@ def block_states(
         grid: patches in a column and in a row; ``None`` where some were left out.
         mask: ``[B, N]``, True for real tokens; ``None`` means all.
         checkpointing: recompute the blocks in the backward pass.
+        arguments: what a block takes beside tokens, as in `mlip_kernels.nn.merging_blocks.merging_states`.
         attention: arguments of blocks that get plain tokens.
     """
     rule = MergeRule(
@@ -58,7 +60,7 @@ def block_states(
         if grid is not None and cutoff is not None:
             energy = token_energy(tokens.detach(), cutoff, grid=grid, prefix_tokens=prefix_tokens)
         state = state._replace(size=None if mask is None else mask.float(), mask=mask, grid=grid, energy=energy)
-    return merging_states(blocks, state, schedule, rule, checkpointing=checkpointing, **attention)
+    return merging_states(blocks, state, schedule, rule, checkpointing=checkpointing, arguments=arguments, **attention)
 
 
 def tokens_of(state: MergeState, *, every_patch: bool = True) -> Tensor:
@@ -77,3 +79,8 @@ def in_original_order(tokens: Tensor, size: Tensor | None, plan: MergePlan) -> M
 def known(size: int) -> int:
     """A size as a number: ``torch.jit.trace`` has tensors instead, and fixes what depends on their values."""
     return int(size) if torch.jit.is_tracing() else size
+
+
+def given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
+    """The arguments of a block that were given, and no others: those of older timm versions take less."""
+    return ({} if attn_mask is None else {"attn_mask": attn_mask}) | ({"is_causal": True} if is_causal else {})

@@ -12,28 +12,28 @@ patch gets the token it has merged into, so pooling weighs a merged token by its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from timm.layers import Attention
+from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
 from torch import nn
 
 from mlip_kernels.nn.attention import MergingAttention
 from mlip_kernels.nn.guidance import Guide
 from mlip_kernels.nn.merging_blocks import MergingBlock, MergingResPostBlock
-from mlip_kernels.patch.classes import exchange, merges, restore, unwrapped
+from mlip_kernels.patch import eva, eva_blocks, vision_transformer
+from mlip_kernels.patch.classes import Table, exchange, merges, restore, unwrapped
+from mlip_kernels.patch.eva import MergingEva
+from mlip_kernels.patch.merging_model import REPLACED, MergingModel
 from mlip_kernels.patch.parts import check_part
 from mlip_kernels.patch.settings import Merging, Rate, checked, warn_of_surprises
-from mlip_kernels.patch.vision_transformer import (
-    MODELS,
-    REPLACED,
-    MergingModel,
-    MergingVisionTransformer,
-    MergingVisionTransformerDistilled,
-)
+from mlip_kernels.patch.vision_transformer import MergingVisionTransformer, MergingVisionTransformerDistilled
 
 __all__ = [
     "Merging",
+    "MergingEva",
     "MergingModel",
     "MergingVisionTransformer",
     "MergingVisionTransformerDistilled",
@@ -44,8 +44,35 @@ __all__ = [
     "transformer",
 ]
 
-BLOCKS: dict[type[nn.Module], type[nn.Module]] = {Block: MergingBlock, ResPostBlock: MergingResPostBlock}
-ATTENTIONS: dict[type[nn.Module], type[nn.Module]] = {Attention: MergingAttention}
+Transformer = VisionTransformer | Eva
+
+
+class _Parts(NamedTuple):
+    """Of what a kind of transformer has to be made, for it to merge."""
+
+    blocks: Table
+    attentions: Table
+    wanted_blocks: str
+    wanted_attentions: str
+
+
+VIT = _Parts(
+    {Block: MergingBlock, ResPostBlock: MergingResPostBlock},
+    {Attention: MergingAttention},
+    "a timm Block or ResPostBlock",
+    "timm.layers.Attention",
+)
+EVA = _Parts(
+    eva_blocks.BLOCKS,
+    eva_blocks.ATTENTIONS,
+    "a timm EvaBlock or EvaBlockPostNorm",
+    "timm's EvaAttention or AttentionRope",
+)
+MODELS: Table = {**vision_transformer.MODELS, **eva.MODELS}
+BLOCKS: Table = {**VIT.blocks, **EVA.blocks}
+ATTENTIONS: Table = {**VIT.attentions, **EVA.attentions}
+
+WANTED = "a timm VisionTransformer or VisionTransformerDistilled or Eva"
 
 
 def apply(
@@ -63,16 +90,17 @@ def apply(
     threshold: float | None = None,
     training_only: bool = False,
 ) -> nn.Module:
-    """Let a timm ``VisionTransformer`` (or DeiT's, with a distillation token) merge tokens, in place.
+    """Let a timm ``VisionTransformer`` (also DeiT's, with a distillation token) or ``Eva`` merge tokens, in place.
 
     Applied again, it changes the settings, all of them (`set_merging` changes some). Parameters, buffers, hooks and the
     state dict stay as they are; the patched model can be trained, copied, pickled, compiled, exported and sharded, and
     computes what it computed before while nothing merges. ``model.r`` may be set at any time.
 
     Args:
-        model: the model; all its blocks have to be timm's ``Block`` or ``ResPostBlock`` with timm's ``Attention``.
-            Subclasses may add to them, but not replace a forward. Or a module around one such model: open_clip's
-            ``TimmModel``, a ``Sequential``, a compiled model, ``DistributedDataParallel``, FSDP.
+        model: the model; all its blocks have to be timm's ``Block`` or ``ResPostBlock`` with timm's ``Attention``, or
+            ``EvaBlock`` or ``EvaBlockPostNorm`` with ``EvaAttention`` or ``AttentionRope``. Subclasses may add to them,
+            but not replace a forward. Or a module around one such model: open_clip's ``TimmModel``, a ``Sequential``, a
+            compiled model, ``DistributedDataParallel``, FSDP.
         r: tokens to merge: an integer for every block, a pair ``(r, inflection)``, or a list (`merge_schedule`).
         keep_rate: instead of r, the share of patch tokens to keep (`keep_rate_schedule`), with ``layers`` and
             ``overall``.
@@ -145,7 +173,7 @@ def remove(model: nn.Module) -> nn.Module:
     """Undo `apply`, in place, also inside wrappers that came later; a transformer that is not patched stays as it is.
 
     Raises:
-        TypeError: there is no timm ``VisionTransformer`` in the module.
+        TypeError: there is no timm ``VisionTransformer`` or ``Eva`` in the module.
     """
     found = _transformers(model)
     if not found:
@@ -175,8 +203,8 @@ def set_merging(model: nn.Module, **settings: Any) -> nn.Module:
     return model
 
 
-def transformer(model: nn.Module) -> VisionTransformer:
-    """The one timm ``VisionTransformer`` that a module is or holds; ``transformer(model).r`` reads its setting.
+def transformer(model: nn.Module) -> Transformer:
+    """The one ``VisionTransformer`` or ``Eva`` of timm that a module is or holds; ``transformer(model).r`` reads its r.
 
     Raises:
         TypeError: there is none.
@@ -188,41 +216,47 @@ def transformer(model: nn.Module) -> VisionTransformer:
     if len(found) > 1:
         places = ", ".join(f"model.{name}" for name in found)
         raise ValueError(
-            f"model: expected one timm VisionTransformer, got {type(model).__name__} with {len(found)} of them; give "
+            f"model: expected one timm transformer, got {type(model).__name__} with {len(found)} of them; give "
             f"one of {places}"
         )
     return next(iter(found.values()))
 
 
-def _transformers(model: object) -> dict[str, VisionTransformer]:
+def _transformers(model: object) -> dict[str, Transformer]:
     """All that a module is or holds, by name. What is inside a transformer is its own affair."""
-    if isinstance(model, VisionTransformer):
+    if isinstance(model, Transformer):
         return {"": model}
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    return {name: module for name, module in modules if isinstance(module, VisionTransformer)}
+    return {name: module for name, module in modules if isinstance(module, Transformer)}
 
 
 def _unknown(model: object) -> str:
-    wanted = "a timm VisionTransformer or VisionTransformerDistilled, or a module that holds one"
-    message = f"model: expected {wanted}, got {type(model).__name__}"
+    message = f"model: expected {WANTED}, or a module that holds one, got {type(model).__name__}"
     if isinstance(model, nn.Module):
         for name, module in model.named_modules():
             kind = type(module)
+            if isinstance(module, NaFlexVit):
+                where = f"; its {name} is timm's NaFlexVit" if name else ""
+                return (
+                    f"{message}{where}, whose batches hold images of several sizes with padding, which this patch does "
+                    "not merge; for images of one size, timm.create_model(..., use_naflex=False) makes the other class"
+                )
             if name and any(word in kind.__name__ for word in ("Vision", "ViT")):
                 package = kind.__module__.partition(".")[0]
                 return f"{message}; its {name} is the {kind.__name__} of {package}, which this patch does not know"
     return message
 
 
-def _check_parts(vit: VisionTransformer) -> None:
-    check_part("model", vit, MODELS, REPLACED, "a timm VisionTransformer or VisionTransformerDistilled", "")
+def _check_parts(vit: Transformer) -> None:
+    check_part("model", vit, MODELS, REPLACED, WANTED, "")
+    parts = EVA if isinstance(vit, Eva) else VIT
     for index, block in enumerate(map(unwrapped, vit.blocks)):
         where = f"model.blocks[{index}]"
         why = ", in which it is not known where tokens can merge"
-        check_part(where, block, BLOCKS, ("__call__", "forward"), "a timm Block or ResPostBlock", why)
+        check_part(where, block, parts.blocks, ("__call__", "forward"), parts.wanted_blocks, why)
         why = ", which may read positions or keys that merging changes"
         check_part(
-            f"{where}.attn", _attention(block), ATTENTIONS, ("__call__", "forward"), "timm.layers.Attention", why
+            f"{where}.attn", _attention(block), parts.attentions, ("__call__", "forward"), parts.wanted_attentions, why
         )
 
 

@@ -2,88 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from timm.layers import PatchDropout
-from timm.models._features import feature_take_indices
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mlip_kernels.nn.merging_blocks import MergeState, last_state
-from mlip_kernels.patch.settings import Merging, Rate, changed
-from mlip_kernels.patch.states import Merged, block_states, in_original_order, known, tokens_of
-
-REPLACED = ("__call__", "forward", "forward_features", "forward_intermediates")
-"""What merging models do otherwise than timm's. A model that has its own has to be patched by hand."""
+from mlip_kernels.nn.merging_blocks import last_state
+from mlip_kernels.patch.merging_model import MergingModel
+from mlip_kernels.patch.states import Merged, tokens_of
 
 
-class MergingModel(VisionTransformer):
-    """What all patched models have in common.
-
-    Blocks learn from the model what to merge. Called one by one, as in ``for block in model.blocks: x = block(x)``,
-    they are timm's and merge nothing; `forward_blocks` is the entry for code that embeds the tokens itself.
-    """
-
-    merging: Merging
-
-    @property
-    def r(self) -> Rate:
-        """Tokens to merge in each block; for a model with a keep rate, a list for images of the model's own size."""
-        depth = len(self.blocks)
-        if self.merging.keep_rate is not None:
-            return self.merging.schedule(depth, self.patch_embed.num_patches)
-        return self.merging.r[:depth] if isinstance(self.merging.r, list) else self.merging.r
-
-    @r.setter
-    def r(self, r: Rate) -> None:
-        self.set_merging(r=r)
-
-    def set_merging(self, **settings: Any) -> None:
-        """Change some of the settings that `mlip_kernels.patch.timm.apply` takes, by its names; others stay."""
-        self.merging = changed(self.merging, len(self.blocks), self.patch_embed.num_patches, settings)
-
-    def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, *, merged: bool = False
-    ) -> Any:
-        """As the model's own; with ``merged``, what `forward_merged` returns."""
-        state = last_state(self._states(x, attn_mask, is_causal))
-        if merged:
-            return self.norm(state.tokens), state.size, state.plan
-        return self.forward_head(self.norm(tokens_of(state, every_patch=self._head_reads_patches())))
-
-    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """As the model's own, ``[B, N, D]``: every patch has the token it has merged into."""
-        return self.norm(tokens_of(last_state(self._states(x, attn_mask, is_causal))))
-
-    def forward_merged(
-        self,
-        x: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        *,
-        original_order: bool = False,
-    ) -> Merged:
-        """The merged tokens themselves, normalised.
-
-        It is ``model(x, merged=True)``, so hooks of the model run, those of FSDP among them. A wrapper that has to be
-        called itself takes that form: ``DistributedDataParallel(model)(x, merged=True)``.
-
-        Args:
-            x: images.
-            attn_mask: as in `forward`.
-            is_causal: as in `forward`.
-            original_order: sort the tokens by where they come from (`MergePlan.in_original_order`).
-
-        Returns:
-            ``tokens [B, N', D]``; ``size [B, N']``, the patches each stands for, 0 for padding; and the plan that leads
-            to them from the N tokens before the first block. The last two are None where nothing has merged.
-        """
-        tokens, size, plan = self(x, attn_mask=attn_mask, is_causal=is_causal, merged=True)
-        if original_order and plan is not None:
-            tokens, size, plan = in_original_order(tokens, size, plan)
-        return tokens, size, plan
+class MergingVisionTransformer(MergingModel, VisionTransformer):
+    """A patched ``VisionTransformer``."""
 
     def forward_blocks(
         self,
@@ -104,8 +35,7 @@ class MergingModel(VisionTransformer):
         Returns:
             As `forward_merged`, not normalised.
         """
-        if grid is None and tokens.shape[1] == self.num_prefix_tokens + self.patch_embed.num_patches:
-            grid = tuple(self.patch_embed.grid_size)
+        grid = self._own_grid(tokens) if grid is None else grid
         state = last_state(self._block_states(tokens, grid, attn_mask, is_causal))
         return state.tokens, state.size, state.plan
 
@@ -123,20 +53,7 @@ class MergingModel(VisionTransformer):
         is_causal: bool = False,
     ) -> Any:
         """As the model's own: every patch has the token it has merged into."""
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}")
-        taken, last = feature_take_indices(len(self.blocks), indices)
-        prefix, patches = [], []
-        for index, state in enumerate(self._states(x, attn_mask, is_causal, last + 1 if stop_early else None)):
-            if index in taken:
-                tokens = tokens_of(state)
-                tokens = self.norm(tokens) if norm else tokens
-                prefix.append(tokens[:, : self.num_prefix_tokens])
-                patches.append(tokens[:, self.num_prefix_tokens :])
-        if output_fmt == "NCHW":
-            height, width = self.patch_embed.dynamic_feat_size((x.shape[2], x.shape[3]))
-            patches = [p.transpose(1, 2).reshape(p.shape[0], -1, height, width) for p in patches]
-
+        patches, prefix, state = self._intermediates(x, indices, norm, stop_early, output_fmt, attn_mask, is_causal)
         with_prefix = return_prefix_tokens and self.num_prefix_tokens > 0
         if output_dict:
             named: dict[str, Any] = {"image_intermediates": patches}
@@ -150,58 +67,11 @@ class MergingModel(VisionTransformer):
             return intermediates
         return self.norm(tokens_of(state)), intermediates
 
-    def _states(
-        self, images: Tensor, attn_mask: Tensor | None, is_causal: bool, blocks: int | None = None
-    ) -> Iterator[MergeState]:
-        """The states behind the first ``blocks`` blocks, or behind all."""
-        tokens = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
-        return self._block_states(tokens, self._grid(images), attn_mask, is_causal, blocks)
-
-    def _block_states(
-        self,
-        tokens: Tensor,
-        grid: tuple[int, int] | None,
-        attn_mask: Tensor | None,
-        is_causal: bool,
-        blocks: int | None = None,
-    ) -> Iterator[MergeState]:
-        merging, depth, mask = self.merging, len(self.blocks), None
-        schedule = [0] * depth
-        if self.training or not merging.training_only:
-            schedule = merging.schedule(depth, known(tokens.shape[1]) - self.num_prefix_tokens)
-        if any(schedule):
-            mask = _key_mask(attn_mask, is_causal, tokens)
-        return block_states(
-            list(self.blocks)[:blocks],
-            tokens,
-            schedule,
-            merging,
-            prefix_tokens=self.num_prefix_tokens,
-            class_token=self.cls_token is not None,
-            grid=grid,
-            mask=mask,
-            checkpointing=self.grad_checkpointing,
-            **_given(attn_mask, is_causal),
-        )
-
-    def _grid(self, images: Tensor) -> tuple[int, int] | None:
-        if isinstance(self.patch_drop, PatchDropout) and self.training:
-            return None
-        height, width = self.patch_embed.dynamic_feat_size((known(images.shape[2]), known(images.shape[3])))
-        return height, width
-
-    def _head_reads_patches(self) -> bool:
-        if self.attn_pool is not None or self.global_pool != "token":
-            return True
-        kind = type(self)
-        return kind.pool is not VisionTransformer.pool or kind.forward_head not in KNOWN_HEADS
+    def _embedded(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images)))), None
 
 
-class MergingVisionTransformer(MergingModel):
-    """A patched ``VisionTransformer``."""
-
-
-class MergingVisionTransformerDistilled(MergingModel, VisionTransformerDistilled):
+class MergingVisionTransformerDistilled(MergingVisionTransformer, VisionTransformerDistilled):
     """A patched ``VisionTransformerDistilled``."""
 
 
@@ -209,33 +79,3 @@ MODELS: dict[type[nn.Module], type[nn.Module]] = {
     VisionTransformer: MergingVisionTransformer,
     VisionTransformerDistilled: MergingVisionTransformerDistilled,
 }
-KNOWN_HEADS = (VisionTransformer.forward_head, VisionTransformerDistilled.forward_head)
-"""With token pooling these read prefix tokens only."""
-
-
-def _key_mask(attn_mask: Tensor | None, is_causal: bool, tokens: Tensor) -> Tensor | None:
-    """``[B, N]`` from a mask of keys."""
-    if is_causal:
-        raise ValueError("is_causal: expected False while tokens merge, since merging changes their order")
-    if attn_mask is None:
-        return None
-    batch, count = known(tokens.shape[0]), known(tokens.shape[1])
-    shape = tuple(known(size) for size in attn_mask.shape)
-    keys = shape[-1:] == (count,) and (len(shape) == 2 or (len(shape) == 4 and shape[1:3] == (1, 1)))
-    countable = not (attn_mask.is_floating_point() or attn_mask.is_complex())
-    if not countable or not keys or shape[0] not in (1, batch):
-        raise ValueError(
-            f"attn_mask: expected a boolean mask of keys while tokens merge, [B, N] or [B, 1, 1, N] with B = {batch} "
-            f"and N = {count}, got {attn_mask.dtype} of shape {list(shape)}"
-        )
-    if shape == (count, count) and count > 1:
-        raise ValueError(
-            f"attn_mask: expected [B, 1, 1, N] where the batch is as large as the number of tokens, {count}: a mask "
-            f"{list(shape)} could be one of keys [B, N] or one of pairs [N, N], which cannot be used while tokens merge"
-        )
-    return attn_mask.reshape(shape[0], count).expand(batch, count) != 0
-
-
-def _given(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
-    """Only what was given: blocks of older timm versions take less."""
-    return ({} if attn_mask is None else {"attn_mask": attn_mask}) | ({"is_causal": True} if is_causal else {})

@@ -229,13 +229,19 @@ def test_settings_change_one_by_one():
     assert tower.merging.keep_rate is None
 
 
-def test_a_timm_trunk_is_handed_to_the_patch_for_timm():
-    model = nn.Module()
-    config = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear"}
-    model.visual = _build_vision_tower(16, config)
+@pytest.mark.parametrize("trunk", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_a_timm_trunk_is_handed_to_the_patch_for_timm(trunk: str):
+    model, x = nn.Module(), torch.randn(1, 3, 224, 224)
+    config = {"timm_model_name": trunk, "timm_pool": "", "timm_proj": "linear"}
+    model.visual = _build_vision_tower(16, config).eval()
+    wanted = model.visual.forward_intermediates(x, indices=1, output_extra_tokens=True)
+    patch.apply(model, r=0)
+    found = model.visual.forward_intermediates(x, indices=1, output_extra_tokens=True)
+    for now, before in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
+        assert_identical(now, before)
     patch.apply(model, r=1)
     assert model.visual.trunk.r == 1
-    assert model.visual(torch.randn(1, 3, 224, 224)).shape == (1, 16)
+    assert model.visual(x).shape == (1, 16)
     patch.set_merging(model, r=0)
     assert model.visual.trunk.r == 0
     patch.remove(model)
@@ -280,7 +286,8 @@ def test_every_built_in_configuration_is_patched_or_refused_by_name():
         else:
             patched.append(name)
     assert len(patched) > len(towers) / 2
-    assert not {"VisionTransformer", "VisionTransformerDistilled"} & set(refused)
+    assert {"EVA02-L-14-336", "PE-Core-B-16"} <= set(patched)
+    assert not {"VisionTransformer", "VisionTransformerDistilled", "Eva"} & set(refused)
     assert all(f" {kind}" in message for kind, message in refused.items())
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tiny_eva
 import torch
 import torch.distributed as dist
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -105,3 +106,14 @@ def test_wrappers_of_the_model_before_and_after_the_patch(
     assert type(patch.transformer(wrapped)) is VisionTransformer
     with torch.no_grad():
         assert_identical(wrapped(images()), tiny().train()(images()))
+
+
+@pytest.mark.parametrize("wrap", ["FSDP2", "DistributedDataParallel"])
+def test_rotary_frequencies_train_in_wrappers(wrap: str, mesh: DeviceMesh):
+    output, gradients = trained(patch.apply(tiny_eva.tiny("vit_small_patch16_rope_mixed_224").train(), 3))
+    model = patch.apply(tiny_eva.tiny("vit_small_patch16_rope_mixed_224").train(), 3)
+    model = sharded(model, mesh, "model") if wrap == "FSDP2" else DistributedDataParallel(model)
+    found = trained(model)
+    assert_identical(found[0], output)
+    for one, other in zip(found[1], gradients, strict=True):
+        assert_identical(one, other)
