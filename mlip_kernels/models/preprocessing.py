@@ -10,7 +10,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL.Image import Image
 from torchvision.transforms import Compose
 
-from mlip_kernels._arguments import LARGEST_SIZE, check_choice, check_integer, check_number
+from mlip_kernels._arguments import LARGEST_SIZE, check_choice, check_integer, check_number, shown
 from mlip_kernels.data.batch import CLIP_MEAN, CLIP_STD
 from mlip_kernels.data.images import upright_on_white
 
@@ -38,7 +38,7 @@ class Preprocessing:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not isinstance(values, (list, tuple)) or len(values) != 3:
-                raise ValueError(f"Preprocessing.{name}: expected three numbers, got {values!r}")
+                raise ValueError(f"Preprocessing.{name}: expected three numbers, got {shown(values)}")
             least = {"minimum": 1e-6} if name == "std" else {}
             checked = tuple(check_number(f"Preprocessing.{name}", value, **least) for value in values)
             object.__setattr__(self, name, checked)

@@ -12,6 +12,7 @@ from mlip_kernels.models import (
     MergingConfig,
     MLIPConfig,
     MLIPLoss,
+    Preprocessing,
     TextConfig,
 )
 from robustness.argument_kinds import LARGEST_SIZE, Choice, Flag, Instance, Integer, Kind, Number, Numbers, Tensors
@@ -68,6 +69,9 @@ CALLS = {
         mlp_ratio=(4.0, Number(0.1, LARGEST_SIZE / 768)),
         drop_path=(0.0, Number(0.0, 0.99)),
         pool=("token", Choice(("token", "avg"))),
+        pre_norm=(False, FLAG),
+        norm_epsilon=(1e-6, POSITIVE),
+        activation=("gelu", Choice(("gelu", "quick_gelu"))),
     ),
     "TextConfig": constructor(
         TextConfig,
@@ -76,6 +80,7 @@ CALLS = {
         width=(512, Multiples(8)),
         depth=(12, SIZE),
         heads=(8, divisor(512)),
+        activation=("gelu", Choice(("gelu", "quick_gelu"))),
     ),
     "FrequencyConfig": constructor(
         FrequencyConfig,
@@ -126,7 +131,16 @@ CALLS = {
         loss=(LossConfig(), Instance()),
         embed_dim=(512, SIZE),
     ),
-    "MLIP": constructor(MLIP, config=(TINY, Instance())),
+    "Preprocessing": constructor(
+        Preprocessing,
+        size=(224, SIZE),
+        mean=((0.5, 0.5, 0.5), Numbers(Number(), 3)),
+        std=((0.5, 0.5, 0.5), Numbers(Number(1e-6), 3)),
+        interpolation=("bicubic", Choice(("bicubic", "bilinear"))),
+        resize_mode=("shortest", Choice(("shortest", "longest", "squash"))),
+        fill_color=(0, Integer(0, 255)),
+    ),
+    "MLIP": constructor(MLIP, config=(TINY, Instance()), preprocessing=(Preprocessing(16), Instance(optional=True))),
     "MLIP.forward": forward(MODEL, images=(IMAGES, PICTURES), text=(TEXT, CAPTIONS), step=STEP),
     "MLIP.encode_image": Call(
         MLIP.encode_image,
