@@ -109,7 +109,7 @@ def test_the_operator_works_in_plain_pytorch(tree):
 def test_the_row_of_the_table_tests_the_kernel(tree, kernel):
     (tree / "with_kernel.py").write_text(
         f"import torch, mlip_kernels\ntorch.ops.load_library({str(kernel)!r})\n"
-        "assert torch._C._dispatch_has_kernel_for_dispatch_key('mlip_kernels::center_tokens', 'CPU')\n",
+        "assert torch._C._dispatch_has_kernel_for_dispatch_key('mlip_kernels::merging_center_tokens', 'CPU')\n",
         encoding="utf-8",
     )
     files = [f"tests/promises/test_{name}.py" for name in PROMISES]
