@@ -210,7 +210,7 @@ class AxisTransform {
 
   // Elements of type A that applying the transform needs as scratch, whatever the instruction set, and those with which
   // it can stream its outputs for a block of channels.
-  int64_t scratch() const { return (unrolled == Unrolled::no ? inputs + outputs : inputs) * 4 * MOST_LANES<A>; }
+  int64_t scratch() const { return (inputs + outputs) * 4 * MOST_LANES<A>; }
   int64_t streaming_scratch() const { return scratch() + outputs * BLOCK_CHANNELS; }
 
  private:
