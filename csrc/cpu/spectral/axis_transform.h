@@ -251,9 +251,11 @@ static void transform_to(bool streamed, const AxisTransform<A>& axis, const Stri
   for (int64_t m = 0; m < axis.outputs; ++m) stream_channels(y[m], buffer + m * point, point);
 }
 
-// Asks for `channels` channels of a row of tokens that will be read soon.
+// Asks for `channels` channels of a row of tokens that will be read soon. Always inlined: GCC takes a function that only
+// prefetches for one without effects, and drops calls of it.
 template <typename T>
-static inline void prefetch(const T* tokens, int64_t stride, int64_t count, int64_t channels) {
+static inline __attribute__((always_inline)) void prefetch(const T* tokens, int64_t stride, int64_t count,
+                                                           int64_t channels) {
   for (int64_t n = 0; n < count; ++n) {
     const char* from = reinterpret_cast<const char*>(tokens + n * stride);
     for (int64_t i = 0; i < channels * int64_t(sizeof(T)); i += 64) __builtin_prefetch(from + i, 0, 2);

@@ -18,7 +18,7 @@ static void transform_block(const GridTransform<T>& p, const Grid<const T>& x, c
   }
   const int64_t point = vectors * LANES<A>;
   const Grid<A> tile = p.tile(tile_memory, point);
-  const auto prefetch_next = [&](int64_t step, int64_t steps) {
+  const auto prefetch_next = [&](int64_t step, int64_t steps) __attribute__((always_inline)) {
     for (int64_t h = step * next.rows / steps; h < (step + 1) * next.rows / steps; ++h) {
       prefetch(next.real + h * next.stride_row, next.stride_column, next.columns, point);
       if (next.imaginary) prefetch(next.imaginary + h * next.stride_row, next.stride_column, next.columns, point);
