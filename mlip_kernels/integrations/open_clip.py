@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlip_kernels import weighted_mean
 from mlip_kernels._extras import needing
 from mlip_kernels.nn import ClipLoss, SigLipLoss, TokenContrastiveLoss
 from mlip_kernels.patch import open_clip as patch  # says which package is missing
@@ -89,15 +90,8 @@ class _WithTokens(nn.Module):
 def _of_images(visual: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Features, merged tokens and their sizes."""
     tokens, size, _ = visual(images, merged=True)
-    weight = None if size is None else size[:, 1:]
-    if visual.pool_type == "tok":
-        pooled = tokens[:, 0]
-    elif weight is None:
-        pooled = tokens[:, 1:].mean(1)
-    else:
-        share = (weight / weight.sum(1, keepdim=True)).to(tokens.dtype)
-        pooled = (tokens[:, 1:] * share[..., None]).sum(1)
-    return pooled @ visual.proj, tokens[:, 1:] @ visual.proj, weight
+    pooled = tokens[:, 0] if visual.pool_type == "tok" else weighted_mean(tokens, size, prefix_tokens=1)
+    return pooled @ visual.proj, tokens[:, 1:] @ visual.proj, None if size is None else size[:, 1:]
 
 
 def _of_texts(text: Any, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -206,7 +200,6 @@ def create_model_and_transforms(
     *arguments: Any,
     merging: dict[str, Any] | None = None,
     tokens: bool = False,
-    create: Callable[..., Any] = open_clip.create_model_and_transforms,
     **options: Any,
 ) -> tuple[nn.Module, Any, Any]:
     """What ``open_clip.create_model_and_transforms`` makes, patched.
@@ -214,9 +207,8 @@ def create_model_and_transforms(
     Args:
         merging: arguments of `mlip_kernels.patch.open_clip.apply`.
         tokens: whether the model returns tokens (`with_tokens`).
-        create: what makes the model that is patched.
     """
-    model, preprocess_train, preprocess_val = create(*arguments, **options)
+    model, preprocess_train, preprocess_val = open_clip.create_model_and_transforms(*arguments, **options)
     patch.apply(model, **(merging or {}))
     return with_tokens(model) if tokens else model, preprocess_train, preprocess_val
 

@@ -99,14 +99,22 @@ class Case:
     def double(self) -> Case:
         return self.map(lambda t: t.double() if t.is_floating_point() else t)
 
-    def trained(self, **options: Any) -> list[Tensor]:
+    def cotangents(self) -> list[Tensor]:
+        """Those of `trained`, for calls in which nothing may come from the host."""
+        return [cotangent(y, number) for number, y in enumerate(self())]
+
+    def trained(self, *, cotangents: Sequence[Tensor] | None = None, **options: Any) -> list[Tensor]:
         """The results of one recorded call, then gradients of the inputs, in the layout that they are given in.
 
-        Cotangents have values that every dtype represents.
+        Cotangents have values that every dtype represents; they are made here unless given.
         """
         leaves = [x.detach().requires_grad_() for x in self.inputs]
         results = self(*leaves, **options)
-        pairs = [(y, cotangent(y, number)) for number, y in enumerate(results) if y.requires_grad]
+        pairs = [
+            (y, cotangent(y, number) if cotangents is None else cotangents[number])
+            for number, y in enumerate(results)
+            if y.requires_grad
+        ]
         if not pairs:
             return list(results)
         outputs, weights = zip(*pairs, strict=True)

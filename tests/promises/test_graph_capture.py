@@ -34,21 +34,12 @@ def on_the_device(case: Any) -> bool:
     return case.operator.name not in VALUES_ARE_CHECKED and case.sample not in VALUES_DECIDE_SHAPES
 
 
-def trained(case: Any, weights: list[torch.Tensor]) -> None:
-    leaves = [x.detach().requires_grad_() for x in case.inputs]
-    results = case(*leaves)
-    pairs = [(y, w) for y, w in zip(results, weights, strict=True) if y.requires_grad]
-    if pairs:
-        outputs, given = zip(*pairs, strict=True)
-        torch.autograd.grad(outputs, leaves, given, allow_unused=True)
-
-
 @pytest.mark.parametrize("case", cases(torch.float32, where=on_the_device, functions=True))
 def test_a_warm_call_touches_nothing_but_the_device(case):
-    weights = [torch.ones_like(y) for y in case()]
-    trained(case, weights)
+    cotangents = case.cotangents()
+    case.trained(cotangents=cotangents)
     with Seen() as seen:
-        trained(case, weights)
+        case.trained(cotangents=cotangents)
     assert seen.names == []
 
 

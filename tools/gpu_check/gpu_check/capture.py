@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from operators import Case, cotangent
+from operators import Case
 
 from gpu_check.correctness import table
 from gpu_check.record import Recorder
@@ -28,47 +28,30 @@ def run(recorder: Recorder, device: torch.device, only: str | None = None) -> No
             facts["right"] = True
 
 
-def _weights(case: Case) -> list[torch.Tensor]:
-    """Cotangents of the results, made before: a graph may not copy from the host."""
-    return [cotangent(y, number) for number, y in enumerate(case())]
-
-
-def _trained(case: Case, weights: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Results, then gradients of the inputs."""
-    leaves = [x.detach().requires_grad_() for x in case.inputs]
-    results = case(*leaves)
-    pairs = [(y, weight) for y, weight in zip(results, weights, strict=True) if y.requires_grad]
-    if not pairs:
-        return list(results)
-    outputs, given = zip(*pairs, strict=True)
-    gradients = torch.autograd.grad(outputs, leaves, given, allow_unused=True, materialize_grads=True)
-    return [*(y.detach() for y in results), *gradients]
-
-
 def _on_a_stream(case: Case, device: torch.device) -> None:
-    weights = _weights(case)
-    wanted = _trained(case, weights)
+    weights = case.cotangents()
+    wanted = case.trained(cotangents=weights)
     if device.type != "cuda":
-        found = _trained(case, weights)
+        found = case.trained(cotangents=weights)
     else:
         with _side_stream(device):
-            found = _trained(case, weights)
+            found = case.trained(cotangents=weights)
     _assert_equal(found, wanted)
 
 
 def _in_a_graph(case: Case, device: torch.device) -> None:
     """The graph reads its inputs where they were: other values there have to give other results, the right ones."""
-    weights, others = _weights(case), [x.flip(0).clone() for x in case.inputs]
-    wanted = _trained(case.replace(**dict(zip(case.names, others, strict=True))), weights)
+    weights, others = case.cotangents(), [x.flip(0).clone() for x in case.inputs]
+    wanted = case.replace(**dict(zip(case.names, others, strict=True))).trained(cotangents=weights)
     if device.type != "cuda":
         _overwrite(case, others)
-        found = _trained(case, weights)
+        found = case.trained(cotangents=weights)
     else:
         with _side_stream(device):
-            _trained(case, weights)  # compiles, fills caches
+            case.trained(cotangents=weights)  # compiles, fills caches
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = _trained(case, weights)
+            found = case.trained(cotangents=weights)
         _overwrite(case, others)
         graph.replay()
         torch.cuda.synchronize(device)
