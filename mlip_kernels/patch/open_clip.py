@@ -31,7 +31,7 @@ from mlip_kernels.patch.open_clip_transformer import (
     TRANSFORMERS,
     MergingVisionTransformer,
 )
-from mlip_kernels.patch.parts import check_part
+from mlip_kernels.patch.parts import check_part, only_one
 from mlip_kernels.patch.settings import Merging, Rate, Settings, checked, warn_of_surprises
 
 __all__ = ["Merging", "MergingVisionTransformer", "Rate", "apply", "image_tower", "remove", "set_merging"]
@@ -129,14 +129,7 @@ def image_tower(model: nn.Module) -> nn.Module:
         TypeError: there is none.
         ValueError: there are several; the error says where.
     """
-    found = _found(model)
-    if len(found) > 1:
-        places = ", ".join(f"model.{name}" for name in found)
-        raise ValueError(
-            f"model: expected one image tower of open_clip, got {type(model).__name__} with {len(found)} of them; give "
-            f"one of {places}"
-        )
-    return next(iter(found.values()))
+    return only_one(_found(model), model, "image tower of open_clip")
 
 
 def _found(model: object) -> dict[str, Any]:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 
 from mlip_kernels.patch.classes import Table, known_base, merges, overridden
+
+Part = TypeVar("Part")
+
+
+def only_one(found: Mapping[str, Part], model: nn.Module, wanted: str) -> Part:
+    """The one part that a model holds, of those found in it by name.
+
+    Raises:
+        ValueError: there are several; the error says where.
+    """
+    if len(found) > 1:
+        places = ", ".join(f"model.{name}" for name in found)
+        raise ValueError(
+            f"model: expected one {wanted}, got {type(model).__name__} with {len(found)} of them; give one of {places}"
+        )
+    return next(iter(found.values()))
 
 
 def check_part(where: str, module: nn.Module, table: Table, replaced: Sequence[str], wanted: str, why: str) -> None:

@@ -27,7 +27,7 @@ from mlip_kernels.patch import eva, eva_blocks, vision_transformer
 from mlip_kernels.patch.classes import Table, exchange, merges, restore, unwrapped
 from mlip_kernels.patch.eva import MergingEva
 from mlip_kernels.patch.merging_model import REPLACED, MergingModel
-from mlip_kernels.patch.parts import check_part
+from mlip_kernels.patch.parts import check_part, only_one
 from mlip_kernels.patch.settings import Merging, Rate, checked, warn_of_surprises
 from mlip_kernels.patch.vision_transformer import MergingVisionTransformer, MergingVisionTransformerDistilled
 
@@ -213,13 +213,7 @@ def transformer(model: nn.Module) -> Transformer:
     found = _transformers(model)
     if not found:
         raise TypeError(_unknown(model))
-    if len(found) > 1:
-        places = ", ".join(f"model.{name}" for name in found)
-        raise ValueError(
-            f"model: expected one timm transformer, got {type(model).__name__} with {len(found)} of them; give "
-            f"one of {places}"
-        )
-    return next(iter(found.values()))
+    return only_one(found, model, "timm transformer")
 
 
 def _transformers(model: object) -> dict[str, Transformer]:

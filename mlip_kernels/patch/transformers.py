@@ -21,7 +21,7 @@ with needing("integrations", "mlip_kernels.patch.transformers"):
     check_version("transformers", "transformers", (5, 20), (6, 0))
 
 from mlip_kernels.patch.classes import exchange, merges, restore, unwrapped
-from mlip_kernels.patch.parts import check_part
+from mlip_kernels.patch.parts import check_part, only_one
 from mlip_kernels.patch.settings import Merging, Rate, Settings, changed, checked, warn_of_surprises
 from mlip_kernels.patch.transformers_encoders import ATTENTIONS, EMBEDDINGS, ENCODERS, LAYERS, MODELS
 
@@ -131,14 +131,7 @@ def vision_model(model: nn.Module) -> Any:
         TypeError: there is none.
         ValueError: there are several; the error says where.
     """
-    found = _found(model)
-    if len(found) > 1:
-        places = ", ".join(f"model.{name}" for name in found)
-        raise ValueError(
-            f"model: expected one vision model, got {type(model).__name__} with {len(found)} of them; give one of"
-            f" {places}"
-        )
-    return next(iter(found.values()))
+    return only_one(_found(model), model, "vision model")
 
 
 def _found(model: object) -> dict[str, Any]:
