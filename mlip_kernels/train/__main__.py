@@ -26,12 +26,14 @@ def parse(arguments: Sequence[str]) -> TrainConfig:
     import tyro
 
     from mlip_kernels.train.config import PRESETS, TrainConfig
+    from mlip_kernels.train.open_clip_options import translated
 
     description = f"""Train an MLIP-style model on image-text pairs.
 
-Under torchrun it uses all processes. --preset {{{",".join(PRESETS)}}} chooses what the other options start from.
+Options of open_clip_train are understood where there is a counterpart. Under torchrun it uses all processes.
+--preset {{{",".join(PRESETS)}}} chooses what the other options start from.
 A run stopped by Ctrl-C or SIGTERM checkpoints first; --resume continues it."""
-    arguments = list(arguments)
+    arguments = translated(arguments)
     preset = "small"
     for place, argument in enumerate(arguments):
         if argument == "--preset" and place + 1 < len(arguments):
@@ -47,15 +49,17 @@ A run stopped by Ctrl-C or SIGTERM checkpoints first; --resume continues it."""
     return tyro.cli(TrainConfig, args=arguments, default=PRESETS[preset], description=description, prog="mlip-train")
 
 
-def summary(outcome: Outcome, config: TrainConfig) -> str:
+def summary(outcome: Outcome) -> str:
     """What a run ends by printing."""
     pairs = outcome.retrieval.similarity.shape[0]
     lines = [f"held-out retrieval among {pairs} candidates", f"{'':18}{'before':>10}{'after':>10}"]
     for name, after in outcome.after.items():
         lines.append(f"{name:18}{outcome.before[name]:>10.1%}{after:>10.1%}")
     lines.append(f"training throughput: {outcome.pairs_per_second:.1f} pairs/s over {outcome.steps} steps")
-    if outcome.steps < config.steps:
-        lines.append(f"stopped at step {outcome.steps} of {config.steps}; the same command with --resume continues")
+    for name, share in outcome.zeroshot.items():
+        lines.append(f"zero-shot classification, {name.removeprefix('zeroshot_')}: {share:.1%}")
+    if outcome.steps < outcome.planned:
+        lines.append(f"stopped at step {outcome.steps} of {outcome.planned}; the same command with --resume continues")
     return "\n".join(lines)
 
 
@@ -81,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 2
             if outcome is not None and leads:
                 print(outcome.data.report())
-                print(summary(outcome, config))
+                print(summary(outcome))
                 print(f"model: {Path(config.output) / MODEL}, for MLIP.from_pretrained and mlip-export")
                 try:
                     print(f"report: {write_report(outcome, config)}")

@@ -95,6 +95,8 @@ class TrainConfig:
 
     steps: int = 450
     """Optimiser steps."""
+    epochs: int = 0
+    """Passes over the training pairs, in place of ``steps``; 0 leaves it to them."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW; it rises linearly, then falls to 0 along a cosine."""
     warmup_steps: int = 40
@@ -115,6 +117,9 @@ class TrainConfig:
     it (GPUs since Ampere, processors with AVX-512-BF16 or AMX), else float32."""
     gradient_checkpointing: bool = False
     """Recompute blocks in the backward pass instead of keeping their activations."""
+    torchcompile: bool = False
+    """Compile the towers by ``torch.compile``. Numbers are then rounded otherwise, and while the keep rate warms up,
+    each new count of tokens is compiled anew."""
     gather: Literal["all", "ring"] = "all"
     """How caption tokens travel between processes: all at once, or from one to the next, in less memory."""
     operators: Literal["fused", "reference"] = "fused"
@@ -128,6 +133,14 @@ class TrainConfig:
     """Steps between rows of the logs."""
     evaluate_every: int = 0
     """Steps between evaluations; 0 evaluates before and after training only."""
+    zeroshot: str | None = None
+    """Folder with a folder of pictures for each class, as ImageNet's ``val``: whenever retrieval is evaluated, they are
+    classified by the names of their classes in open_clip's templates. Names are those of the folders, unless
+    ``classnames.json`` in it maps folders to names; the 1,000 of ImageNet are known."""
+    report_to: tuple[Literal["wandb"], ...] = ()
+    """Where scalars go beside ``metrics.csv`` and TensorBoard; ``wandb`` is a package of its own."""
+    wandb_project_name: str = "mlip"
+    """Project of Weights & Biases."""
     checkpoint_every: int = 100
     """Steps between checkpoints; an interrupted run loses at most these."""
     keep_checkpoints: int = 2
@@ -136,7 +149,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "held_out_pairs"):
             check_integer(name, getattr(self, name), minimum=1)
-        for name in ("steps", "warmup_steps", "evaluate_every", "workers", "seed", *_UNLOCKED):
+        for name in ("steps", "epochs", "warmup_steps", "evaluate_every", "workers", "seed", *_UNLOCKED):
             check_integer(name, getattr(self, name), minimum=0)
         for name, lock in _UNLOCKED.items():
             if getattr(self, name) and not getattr(self, lock):
@@ -153,6 +166,8 @@ class TrainConfig:
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         for difference in self.allow_other:
             check_choice("allow_other", difference, ("data", "world_size"))
+        for target in self.report_to:
+            check_choice("report_to", target, ("wandb",))
         if self.overwrite and (self.resume or self.resume_from is not None):
             raise ValueError("overwrite: expected False together with resume or resume_from, got True")
         self.data_config()
@@ -175,6 +190,18 @@ class TrainConfig:
             on_damage=self.on_damage,
             cache_dir=self.cache_dir,
         )
+
+    def in_steps(self, batches_per_epoch: int) -> TrainConfig:
+        """The configuration with `epochs` as `steps`, for so many micro-batches of a process in an epoch."""
+        if not self.epochs:
+            return self
+        steps = self.epochs * batches_per_epoch // self.accumulate
+        if not steps:
+            raise ValueError(
+                f"epochs: expected at least accumulate={self.accumulate} micro-batches, got {self.epochs} epochs of "
+                f"{batches_per_epoch}"
+            )
+        return dataclasses.replace(self, steps=steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, for a checkpoint."""

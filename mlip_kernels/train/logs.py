@@ -1,4 +1,4 @@
-"""Logs of a run: a CSV file to read back, and TensorBoard to watch."""
+"""Logs of a run: a CSV file to read back, TensorBoard and Weights & Biases to watch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,6 +17,45 @@ from mlip_kernels.train.files import naming, replacing, synchronise
 COLUMNS = ("step", "name", "value")
 
 
+class WandbRun:
+    """The scalars of a run for Weights & Biases; a resumed run continues there too.
+
+    Args:
+        folder: of the run, which names it; an id is kept there.
+        project: that it belongs to.
+        config: plain values to show.
+
+    Raises:
+        ImportError: if the package ``wandb`` is absent.
+        ValueError: if it cannot begin, for example without an account; the message says why.
+    """
+
+    def __init__(self, folder: Path, project: str, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ModuleNotFoundError as failure:
+            raise ImportError("report_to: expected an installed wandb, found none: pip install wandb") from failure
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / "wandb-id"
+        identity = kept.read_text(encoding="utf-8") if kept.exists() else None
+        try:
+            self._run = wandb.init(
+                project=project, name=folder.name, dir=str(folder), config=config, id=identity, resume="allow"
+            )
+        except wandb.Error as failure:
+            raise ValueError(f"report_to: wandb: {failure}; WANDB_MODE=offline keeps a run on disk") from failure
+        with replacing(kept) as file:
+            file.write(self._run.id.encode())
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Send one value per name."""
+        self._run.log(scalars, step=step)
+
+    def close(self) -> None:
+        """Finish the run there."""
+        self._run.finish()
+
+
 class Logs:
     """Rows of ``metrics.csv`` (``step, name, value``) and the same scalars for TensorBoard.
 
@@ -23,13 +63,17 @@ class Logs:
         folder: of the run.
         first_step: rows of this step and later are leftovers of an interrupted run and are dropped.
         again: names that the run will write once more for the step before ``first_step``; their rows are dropped.
+        wandb: gets the same scalars, and is closed with the logs.
 
     Raises:
         OSError: here and in every method, if a file cannot be read or written; names it.
         ValueError: if ``metrics.csv`` holds something else; names the line.
     """
 
-    def __init__(self, folder: Path, first_step: int, again: Collection[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, first_step: int, again: Collection[str] = (), wandb: WandbRun | None = None
+    ) -> None:
+        self._wandb = wandb
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.csv"
         kept = [
@@ -52,6 +96,8 @@ class Logs:
         with naming(self._tensorboard_folder):
             for name, value in scalars.items():
                 self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.write(step, scalars)
 
     def note(self, step: int, text: str) -> None:
         """Show ``text`` in TensorBoard."""
@@ -69,6 +115,8 @@ class Logs:
 
     def close(self) -> None:
         """Finish both files."""
+        if self._wandb is not None:
+            self._wandb.close()
         with naming(self.path):
             self._file.close()
         with naming(self._tensorboard_folder):

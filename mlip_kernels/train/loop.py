@@ -26,17 +26,18 @@ from mlip_kernels import use_reference
 from mlip_kernels.data import Batch, ImageTextData, open_data
 from mlip_kernels.models import MLIP, MLIPFeatures, MLIPLoss
 from mlip_kernels.nn.cached import backward_in_parts
-from mlip_kernels.train import checkpoint, resume
+from mlip_kernels.train import checkpoint, resume, zeroshot
 from mlip_kernels.train.config import TrainConfig
 from mlip_kernels.train.evaluation import NAMES, Retrieval, evaluate
 from mlip_kernels.train.lock import exclusive
-from mlip_kernels.train.logs import Logs
+from mlip_kernels.train.logs import Logs, WandbRun
 from mlip_kernels.train.optimizer import build_optimizer, learning_rate
 from mlip_kernels.train.precision import resolve
 from mlip_kernels.train.pretrained import start_from
 from mlip_kernels.train.processes import Processes, processes
 from mlip_kernels.train.resume import MODEL, Circumstances, Resumed
 from mlip_kernels.train.timing import Stopwatch
+from mlip_kernels.train.zeroshot import ClassFolders, classify
 
 
 class Outcome(NamedTuple):
@@ -48,6 +49,10 @@ class Outcome(NamedTuple):
     """Recall on held-out pairs before the first step."""
     after: dict[str, float]
     """Recall after the last step."""
+    planned: int
+    """Optimiser steps of the whole run."""
+    zeroshot: dict[str, float]
+    """Zero-shot classification after the last step; empty unless there is a folder for it."""
     pairs_per_second: float
     """Training throughput of all processes, evaluation and checkpoints left out; NaN if this call did no step."""
     retrieval: Retrieval
@@ -83,9 +88,12 @@ class Run:
     """State of one run in one process."""
 
     def __init__(self, config: TrainConfig, place: Processes, data: ImageTextData) -> None:
+        config = config.in_steps(data.batches_per_epoch)
         self.config, self.place, self.data = config, place, data
         self.folder = Path(config.output)
         digests = place.all_of(data.digest())
+        folder = config.zeroshot
+        self.classes = None if folder is None else place.together(lambda: ClassFolders(Path(folder)))
         self.precision = place.from_first(lambda: resolve(config.precision, place.device))
         self.circumstances = Circumstances(
             data=digests[0],
@@ -115,11 +123,19 @@ class Run:
             place.together(lambda: self._continue(resumed))
         self.loss = MLIPLoss(config.model.loss, place.rank, place.world_size, gather=config.gather)
         self.parallel: nn.Module = self.model
+        if config.torchcompile:
+            self.parallel = torch.compile(self.parallel)  # type: ignore[assignment]  # a module stays one
         if place.world_size > 1:
-            self.parallel = DistributedDataParallel(self.model)
+            self.parallel = DistributedDataParallel(self.parallel)
         self.autocast = self.precision.autocast(place.device)
+        self.wandb = place.together(self._open_wandb)
         self.stopwatch = Stopwatch(place.device)
         self.interrupted = False
+
+    def _open_wandb(self) -> WandbRun | None:
+        if not self.place.leads or "wandb" not in self.config.report_to:
+            return None
+        return WandbRun(self.folder, self.config.wandb_project_name, self.config.to_dict())
 
     def _say(self, message: str) -> None:
         if self.place.leads:
@@ -158,8 +174,9 @@ class Run:
         """Train from the current step to the last."""
         if not self.place.leads:
             return self._complete(None)
-        repeated = NAMES if self.step == self.config.steps else ()  # a finished run evaluates once more
-        with contextlib.closing(Logs(self.folder, self.step + 1, repeated)) as logs:
+        finished = self.step == self.config.steps  # then it evaluates once more
+        repeated = (*NAMES, *zeroshot.NAMES) if finished else ()
+        with contextlib.closing(Logs(self.folder, self.step + 1, repeated, self.wandb)) as logs:
             for entry in self.history:
                 logs.note(entry["step"], "; ".join(entry["changes"]))
             return self._complete(logs)
@@ -194,22 +211,24 @@ class Run:
                     if logs is not None:
                         logs.write(self.step, scalars)
                 if evaluating:
-                    recall = self._evaluate().recall
+                    figures = self._evaluate().recall | self._classify()
                     if logs is not None:
-                        logs.write(self.step, recall)
+                        logs.write(self.step, figures)
                 if saving:
                     self._save(logs)
                 self.stopwatch.start()
-        retrieval = self._evaluate()
+        retrieval, classified = self._evaluate(), self._classify()
         if logs is None:
             return None
-        logs.write(self.step, retrieval.recall)
+        logs.write(self.step, retrieval.recall | classified)
         self.model.save_pretrained(self.folder / MODEL)
         seconds = self.stopwatch.seconds
         return Outcome(
             steps=self.step,
             before=self.before,
             after=retrieval.recall,
+            planned=config.steps,
+            zeroshot=classified,
             pairs_per_second=self._pairs(self.step - first) / seconds if seconds else math.nan,
             retrieval=retrieval,
             model=self.model,
@@ -224,6 +243,8 @@ class Run:
         self.parallel.train()
         self.optimizer.zero_grad(set_to_none=True)
         parts = [next(batches) for _ in range(config.accumulate)]
+        # A compiled model would be compiled for every step that it is told.
+        warming_up = self.step if self.step < config.model.merging.warmup_steps else None
 
         def encode(number: int) -> MLIPFeatures:
             # The same random numbers each time. The last micro-batch has those of a step without others.
@@ -232,7 +253,7 @@ class Run:
             images = parts[number].images.to(place.device, non_blocking=True)
             text = parts[number].text.to(place.device, non_blocking=True)
             with self.autocast:
-                return self.parallel(images, text, step=self.step)
+                return self.parallel(images, text, step=warming_up)
 
         def loss(features: MLIPFeatures) -> dict[str, Tensor]:
             with self.autocast:
@@ -295,6 +316,12 @@ class Run:
 
     def _evaluate(self) -> Retrieval:
         return evaluate(self.model, self.data.held_out(self.config.batch_size), self.place.device, self.autocast)
+
+    def _classify(self) -> dict[str, float]:
+        if self.classes is None:
+            return {}
+        config = self.config
+        return classify(self.model, self.classes, self.place.device, self.autocast, config.batch_size, config.workers)
 
     def _save(self, logs: Logs | None) -> None:
         self._require_finite_state()

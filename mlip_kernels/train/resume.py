@@ -17,17 +17,21 @@ WITHOUT_EFFECT = {
     "cache_dir",
     "checkpoint_every",
     "device",
+    "epochs",
     "evaluate_every",
     "keep_checkpoints",
     "log_every",
     "output",
     "overwrite",
     "precision",
+    "report_to",
     "resume",
     "resume_from",
+    "wandb_project_name",
     "workers",
+    "zeroshot",
 }
-"""Options that do not change what is computed, or that `Circumstances` tells more of."""
+"""Options that do not change what is computed, or that `Circumstances` or ``steps`` tell more of."""
 
 TAKEN = {
     "betas",
@@ -39,6 +43,7 @@ TAKEN = {
     "on_damage",
     "operators",
     "steps",
+    "torchcompile",
     "warmup_steps",
     "weight_decay",
 }

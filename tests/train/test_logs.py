@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -66,3 +67,47 @@ def test_a_row_of_something_else_is_named(tmp_path, row):
     with pytest.raises(ValueError, match=r"metrics\.csv, line 3: expected a step, a name and a value") as failure:
         logs.read(path)
     assert len(str(failure.value)) < 500
+
+
+class Wandb(types.ModuleType):
+    """As much of wandb as the trainer calls; ``runs`` is what it was told."""
+
+    Error = type("Error", (Exception,), {})
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.runs = []
+
+    def init(self, **options):
+        scalars, told = [], types.SimpleNamespace(**options)
+        told.scalars, told.id = scalars, options["id"] or f"id{len(self.runs)}"
+        told.log = lambda values, step: scalars.append((step, values))
+        told.finish = lambda: scalars.append("finished")
+        self.runs.append(told)
+        return told
+
+
+def test_wandb_gets_the_same_scalars_and_a_resumed_run_continues_there(tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for step in (10, 20):
+        run = logs.WandbRun(tmp_path / "run", "project", {"steps": 20})
+        log = logs.Logs(tmp_path / "run", step, wandb=run)
+        log.write(step, {"loss": 0.5})
+        log.close()
+    first, second = wandb.runs
+    assert first.scalars == [(10, {"loss": 0.5}), "finished"]
+    assert second.scalars == [(20, {"loss": 0.5}), "finished"]
+    assert (first.id, second.id, second.resume) == ("id0", "id0", "allow")
+    assert (first.project, first.name, first.config) == ("project", "run", {"steps": 20})
+
+
+def test_an_absent_and_a_refusing_wandb_are_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match="report_to: expected an installed wandb, found none: pip install wandb"):
+        logs.WandbRun(tmp_path, "project", {})
+    wandb = Wandb()
+    monkeypatch.setattr(wandb, "init", lambda **options: (_ for _ in ()).throw(wandb.Error("no account")))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(ValueError, match="report_to: wandb: no account; WANDB_MODE=offline"):
+        logs.WandbRun(tmp_path, "project", {})

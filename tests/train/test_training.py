@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from mlip_kernels.data import open_data
 from mlip_kernels.testing import assert_close, assert_identical
 from mlip_kernels.train import checkpoint, logs, loop, train
+from mlip_kernels.train.__main__ import summary
 from mlip_kernels.train.report import write_report
 
 
@@ -49,6 +51,41 @@ def test_equal_runs_are_equal_bit_for_bit_and_seeds_differ(tiny, tmp_path):
     assert_same_weights(tiny.output, again.output)
     with pytest.raises(AssertionError):
         assert_same_weights(tiny.output, other.output)
+
+
+def test_epochs_count_in_steps(tiny):
+    batches = (48 - 12) // 6
+    outcome = train(dataclasses.replace(tiny, epochs=2, accumulate=3))
+    assert outcome.steps == outcome.planned == 2 * batches // 3
+    resumed = train(dataclasses.replace(tiny, epochs=3, accumulate=3, resume=True))
+    assert resumed.steps == 3 * batches // 3
+    with pytest.raises(ValueError, match="epochs: expected at least accumulate=7 micro-batches, got 1 epochs of 6"):
+        train(dataclasses.replace(tiny, epochs=1, accumulate=7, overwrite=True))
+
+
+def test_a_compiled_run_trains_the_same_model(tiny, tmp_path):
+    image = dataclasses.replace(tiny.model.image, drop_path=0.0)  # random numbers are drawn otherwise when compiled
+    plain = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, image=image), precision="float32", steps=2)
+    compiled = dataclasses.replace(plain, torchcompile=True, output=str(tmp_path / "compiled"))
+    for config in (plain, compiled):
+        train(config)
+    both = [torch.tensor([value for _, value in losses(c.output)]) for c in (plain, compiled)]
+    assert_close(*both, roundings=64)
+    assert train(dataclasses.replace(compiled, torchcompile=False, resume=True, steps=3)).steps == 3
+
+
+def test_class_folders_are_classified_in_the_end(tiny, tmp_path):
+    folder = tmp_path / "classes"
+    for name, colour in {"red": (255, 0, 0), "green": (0, 255, 0)}.items():
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(folder / name / "0.png")
+    config = dataclasses.replace(tiny, steps=2, evaluate_every=1, zeroshot=str(folder))
+    outcome = train(config)
+    assert outcome.zeroshot["zeroshot_top5"] == 1.0
+    assert "zero-shot classification, top1: " in summary(outcome)
+    rows = [row for row in logs.read(Path(config.output) / "metrics.csv") if row[1].startswith("zeroshot")]
+    names = ("zeroshot_top1", "zeroshot_top5")
+    assert [row[:2] for row in rows] == [(step, name) for step in (1, 2) for name in names]
 
 
 def test_a_stopped_run_continues_bit_for_bit(tiny, tmp_path, monkeypatch):
