@@ -20,12 +20,19 @@ with needing("train", "mlip_kernels.visualization"):
     from mlip_kernels.patch import timm
 
 
+OF_TRANSFORMERS: dict[str, dict[str, tuple[float, ...]]] = {
+    "clip_vision_model": {"mean": CLIP_MEAN, "std": CLIP_STD},
+    "siglip_vision_model": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+}
+"""How the processors of Hugging Face's vision models normalise images."""
+
+
 def visualize(model: nn.Module, image: Any, preprocess: Callable[[Image.Image], Tensor] | None = None) -> Image.Image:
     """A picture of an image as a model sees it (left), and of the tokens that are left of its patches (right).
 
     Args:
-        model: an `MLIP`, or a model after ``apply`` of `mlip_kernels.patch.timm` or `.open_clip`. It is run in
-            evaluation mode, without gradients.
+        model: an `MLIP`, or a model after ``apply`` of `mlip_kernels.patch.timm`, `.open_clip` or `.transformers`. It
+            is run in evaluation mode, without gradients.
         image: a PIL image, the path of one, or ``[3, H, W]`` as the model takes it; a list of them, or
             ``[B, 3, H, W]``, gives a row for each.
         preprocess: makes ``[3, H, W]`` of a PIL image, such as open_clip's ``preprocess_val``. Default:
@@ -35,7 +42,8 @@ def visualize(model: nn.Module, image: Any, preprocess: Callable[[Image.Image], 
         An RGB picture, ``2 · W`` pixels wide and ``B · H`` high.
 
     Raises:
-        TypeError: the model is none of these; an image is no picture, path or tensor.
+        TypeError: the model is none of these, or takes patches in place of images, as SigLIP 2; an image is no
+            picture, path or tensor.
         ValueError: pictures are given and nothing to preprocess them with.
     """
     images = _tensors(model, image, preprocess).to(next(model.parameters()).device)
@@ -104,11 +112,15 @@ def _origin(model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     if isinstance(model, MLIP):
         return model.encode_image_tokens(images)[0].origin, model.visual.grid
     visual = _patched(model)
-    _, _, plan = visual.forward_merged(images)
     if isinstance(visual, timm.MergingModel):
+        _, _, plan = visual.forward_merged(images)
         prefix, grid = visual.num_prefix_tokens, tuple(visual.patch_embed.dynamic_feat_size(tuple(images.shape[2:])))
-    else:
+    elif hasattr(visual, "grid_size"):
+        _, _, plan = visual.forward_merged(images)
         prefix, grid = 1, tuple(visual.grid_size)
+    else:
+        _, _, plan = _encoded(model, visual, images)
+        prefix, grid = visual.prefix_tokens, visual.grid
     if plan is None:
         return torch.arange(grid[0] * grid[1]).expand(len(images), -1), grid
     return plan.track()[:, prefix:] - prefix, grid
@@ -120,9 +132,24 @@ def _patched(model: nn.Module) -> Any:
         if isinstance(module, timm.MergingModel) or hasattr(module, "forward_merged"):
             return module
     raise TypeError(
-        f"model: expected an MLIP, or a model patched by mlip_kernels.patch.timm or .open_clip, got"
+        f"model: expected an MLIP, or a model patched by mlip_kernels.patch.timm, .open_clip or .transformers, got"
         f" {type(model).__name__}"
     )
+
+
+def _encoded(model: nn.Module, encoder: Any, images: Tensor) -> tuple[Tensor, Tensor | None, Any]:
+    """What the vision encoder of a model of transformers makes of images."""
+    owner = next(module for module in model.modules() if getattr(module, "encoder", None) is encoder)
+    if encoder.grid is None:
+        raise TypeError(f"model: expected one that takes images, got {type(owner).__name__}, which takes patches")
+    given: list[Any] = []
+    catch = encoder.register_forward_pre_hook(lambda _, *inputs: given.append(inputs), with_kwargs=True)
+    try:
+        owner(images)
+    finally:
+        catch.remove()
+    (arguments, named), *_ = given
+    return encoder.forward_merged(*arguments, **named)
 
 
 def _shown(model: nn.Module, images: Tensor) -> Tensor:
@@ -130,6 +157,8 @@ def _shown(model: nn.Module, images: Tensor) -> Tensor:
     found: list[Any] = [{"mean": CLIP_MEAN, "std": CLIP_STD}] if isinstance(model, MLIP) else []
     for module in model.modules():
         found += [getattr(module, name, None) for name in ("preprocess_cfg", "pretrained_cfg")]
+        kind: Any = getattr(getattr(module, "config", None), "model_type", None)
+        found.append(OF_TRANSFORMERS.get(kind))
     for known in found:
         if isinstance(known, dict) and known.get("mean") and known.get("std"):
             mean, std = (images.new_tensor(known[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))

@@ -30,6 +30,16 @@ def of_open_clip(r: int = 4) -> nn.Module:
     return model
 
 
+def of_transformers(r: int = 4, kind: str = "Siglip") -> nn.Module:
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install transformers")
+    from mlip_kernels.patch import transformers as of_hugging_face
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
+    images = {} if kind == "Siglip2" else {"image_size": 64}
+    config = getattr(transformers, f"{kind}VisionConfig")(patch_size=16, **images, **sizes)
+    return of_hugging_face.apply(getattr(transformers, f"{kind}VisionModel")(config), r=r)
+
+
 def halves(height: int = 64, width: int = 64) -> Tensor:
     """White on the left, black on the right, as a model with timm's normalisation of 0.5 takes it."""
     image = torch.full((3, height, width), -1.0)
@@ -37,7 +47,7 @@ def halves(height: int = 64, width: int = 64) -> Tensor:
     return image
 
 
-@pytest.mark.parametrize(("made", "size"), [(of_timm, (64, 64)), (of_open_clip, (64, 96))])
+@pytest.mark.parametrize(("made", "size"), [(of_timm, (64, 64)), (of_open_clip, (64, 96)), (of_transformers, (64, 64))])
 def test_the_image_stands_beside_its_tokens(made: Any, size: tuple[int, int]):
     model = made().train()
     pixels = np.asarray(mk.visualize(model, halves(*size)))
@@ -49,8 +59,9 @@ def test_the_image_stands_beside_its_tokens(made: Any, size: tuple[int, int]):
     assert not (pixels[:, width : width + width // 2] == 255).all()  # lines between tokens
 
 
-def test_without_merging_every_patch_is_a_token():
-    pixels = np.asarray(visualize(of_timm(r=0), halves()))[:, 64:]
+@pytest.mark.parametrize("made", [of_timm, of_transformers])
+def test_without_merging_every_patch_is_a_token(made: Any):
+    pixels = np.asarray(visualize(made(r=0), halves()))[:, 64:]
     assert (pixels[::16, 1:16][1:] < 255).all()  # a line above each row of patches
     assert (pixels[1:16, 1:16] == 255).all()
 
@@ -85,6 +96,7 @@ def test_tokens_have_the_mean_colour_of_their_patches():
     ("model", "image", "error", "message"),
     [
         (lambda: nn.Linear(1, 1), halves(), TypeError, "model: expected an MLIP, or a model patched by .*, got Linear"),
+        (lambda: of_transformers(kind="Siglip2"), halves(), TypeError, "got Siglip2VisionModel, which takes patches"),
         (of_timm, 3, TypeError, "image: expected a PIL image, a path or a tensor, got int"),
         (of_timm, torch.zeros(4), ValueError, r"image: expected \[3, H, W\]"),
         (of_timm, Image.new("RGB", (4, 4)), ValueError, "preprocess: expected what VisionTransformer"),

@@ -122,6 +122,9 @@ class TrainConfig:
     each new count of tokens is compiled anew."""
     gather: Literal["all", "ring"] = "all"
     """How caption tokens travel between processes: all at once, or from one to the next, in less memory."""
+    fsdp: bool = False
+    """Shard the blocks of the towers, their gradients and their moments over the processes, in less memory of each;
+    sums are rounded otherwise. A checkpoint continues with or without."""
     operators: Literal["fused", "reference"] = "fused"
     """Compiled kernels where they are installed, or the plain-PyTorch reference everywhere."""
     device: str = "auto"
@@ -168,6 +171,8 @@ class TrainConfig:
             check_choice("allow_other", difference, ("data", "world_size"))
         for target in self.report_to:
             check_choice("report_to", target, ("wandb",))
+        if self.fsdp and self.torchcompile:
+            raise ValueError("fsdp: expected False together with torchcompile, got True")
         if self.overwrite and (self.resume or self.resume_from is not None):
             raise ValueError("overwrite: expected False together with resume or resume_from, got True")
         self.data_config()

@@ -36,6 +36,15 @@ from mlip_kernels.train.precision import resolve
 from mlip_kernels.train.pretrained import start_from
 from mlip_kernels.train.processes import Processes, processes
 from mlip_kernels.train.resume import MODEL, Circumstances, Resumed
+from mlip_kernels.train.sharding import (
+    clip_gradients,
+    load_model,
+    load_optimizer,
+    own_share,
+    shard_towers,
+    whole,
+    whole_model,
+)
 from mlip_kernels.train.timing import Stopwatch
 from mlip_kernels.train.zeroshot import ClassFolders, classify
 
@@ -115,6 +124,8 @@ class Run:
         if config.lock_text:
             self.model.lock_text_tower(config.lock_text_unlocked_layers)
         self.model.set_gradient_checkpointing(config.gradient_checkpointing)
+        if config.fsdp and place.world_size > 1:
+            shard_towers(self.model, place.world_size, place.device)
         self.optimizer = build_optimizer(self.model, config)
         self.step = 0
         self.before: dict[str, float] | None = None
@@ -157,8 +168,8 @@ class Run:
         state = resumed.state
         given = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_model(self.model, state["model"])
+            load_optimizer(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as failure:
             reason = " ".join(str(failure).split())
             raise ValueError(f"{resumed.path}: its parameters do not fit the model: {reason[:300]}") from failure
@@ -218,10 +229,11 @@ class Run:
                     self._save(logs)
                 self.stopwatch.start()
         retrieval, classified = self._evaluate(), self._classify()
+        model = whole_model(self.model)
         if logs is None:
             return None
         logs.write(self.step, retrieval.recall | classified)
-        self.model.save_pretrained(self.folder / MODEL)
+        model.save_pretrained(self.folder / MODEL)
         seconds = self.stopwatch.seconds
         return Outcome(
             steps=self.step,
@@ -231,7 +243,7 @@ class Run:
             zeroshot=classified,
             pairs_per_second=self._pairs(self.step - first) / seconds if seconds else math.nan,
             retrieval=retrieval,
-            model=self.model,
+            model=model,
             data=self.data,
         )
 
@@ -261,7 +273,7 @@ class Run:
 
         terms = backward_in_parts(config.accumulate, encode, loss, self._exchange_gradients)
         limit = config.clip_gradients or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = clip_gradients(self.model.parameters(), limit)
         self.optimizer.step()
         self.model.clamp_logit_scales()
         return terms, norm
@@ -308,6 +320,7 @@ class Run:
         for name, parameter in self.model.named_parameters():
             for key, moment in self.optimizer.state.get(parameter, {}).items():
                 states[f"{key} of {name}"] = moment
+        states = {name: own for name, state in states.items() if (own := own_share(state)).numel()}
         largest = torch.stack([state.abs().amax().float() for state in states.values()]).tolist()
         self._require_finite(dict(zip(states, largest, strict=True)))
 
@@ -324,7 +337,8 @@ class Run:
         return classify(self.model, self.classes, self.place.device, self.autocast, config.batch_size, config.workers)
 
     def _save(self, logs: Logs | None) -> None:
-        self._require_finite_state()
+        self.place.together(self._require_finite_state)
+        model, optimizer = whole(self.model.state_dict()), whole(self.optimizer.state_dict())
 
         def write() -> None:
             if logs is None:
@@ -332,8 +346,8 @@ class Run:
             logs.synchronise()  # the rows up to a checkpoint are on disk before it is
             state = {
                 "step": self.step,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "model": model,
+                "optimizer": optimizer,
                 "before": self.before,
                 "config": self.config.to_dict(),
                 "circumstances": self.circumstances._asdict(),

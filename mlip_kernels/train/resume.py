@@ -37,6 +37,7 @@ TAKEN = {
     "betas",
     "clip_gradients",
     "epsilon",
+    "fsdp",
     "gather",
     "gradient_checkpointing",
     "learning_rate",

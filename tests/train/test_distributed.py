@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlip_kernels.models import MLIP, FrequencyConfig, LossConfig, MLIPConfig, MLIPLoss
 from mlip_kernels.testing import assert_close, assert_identical
-from mlip_kernels.train import TrainConfig, logs, train
+from mlip_kernels.train import TrainConfig, checkpoint, logs, train
 from mlip_kernels.train.__main__ import parse
 from mlip_kernels.train.processes import OtherProcessError, Processes
 
@@ -112,10 +112,10 @@ ON_A_NODE = (
 )
 
 
-def run_two_processes(arguments: list[str], folder: Path) -> str:
+def run_processes(arguments: list[str], folder: Path, processes: int = PROCESSES) -> str:
     """Standard output of ``mlip-train`` under ``torchrun``, each process in a folder of its own, named by its rank."""
     (folder / "on_a_node.py").write_text(ON_A_NODE)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*launcher, "on_a_node.py", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     finished = subprocess.run(
@@ -129,23 +129,58 @@ def losses(output: Path) -> torch.Tensor:
     return torch.tensor([value for _, name, value in logs.read(output / "metrics.csv") if name == "loss"])
 
 
-def test_the_command_line_gives_the_same_losses_under_torchrun_and_resumed(tiny, tmp_path):
-    """Twelve pairs a step, at once or in two micro-batches of two processes that share no folder."""
+def small_run(tiny: TrainConfig) -> str:
+    """Options of a run of four steps."""
     small = "--model.image.width 32 --model.image.heads 2 --model.image.depth 3 --model.image.image-size 32 "
     small += "--model.text.width 32 --model.text.heads 2 --model.text.depth 1 --model.embed-dim 16 --precision float32 "
-    small += f"--data {tiny.data} --held-out-pairs 12 --steps 4 --log-every 1 --checkpoint-every 2"
+    return small + f"--data {tiny.data} --held-out-pairs 12 --steps 4 --log-every 1 --checkpoint-every 2"
+
+
+def test_the_command_line_gives_the_same_losses_under_torchrun_and_resumed(tiny, tmp_path):
+    """Twelve pairs a step, at once or in two micro-batches of two processes that share no folder."""
+    small = small_run(tiny)
     alone, shared = tmp_path / "alone", tmp_path / "0" / "shared"
     train(parse([*small.split(), "--output", str(alone), "--batch-size", "12"]))
     share = f"--output shared --batch-size {12 // PROCESSES // 2} --accumulate 2 --gather ring"
     arguments = [*small.split(), *share.split()]
-    assert "held-out retrieval among 12 candidates" in run_two_processes(arguments, tmp_path)
+    assert "held-out retrieval among 12 candidates" in run_processes(arguments, tmp_path)
     # Four optimiser steps pass on the rounding of each other.
     in_one_go = losses(shared)
     assert_close(in_one_go, losses(alone), roundings=8.0 * 4**2)
     assert not (tmp_path / "1" / "shared").exists()
     (shared / "checkpoints" / "step-00000004.pt").unlink()
-    run_two_processes([*arguments, "--resume"], tmp_path)
+    run_processes([*arguments, "--resume"], tmp_path)
     assert_identical(losses(shared), in_one_go)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_sharded_towers_train_as_whole_ones_do(tiny, tmp_path, processes):
+    """Twelve pairs a step."""
+    small = small_run(tiny).split()
+    alone, shared = tmp_path / "alone", tmp_path / "0" / "shared"
+    train(parse([*small, "--output", str(alone), "--batch-size", "12"]))
+    run_processes([*small, "--output", "shared", "--batch-size", str(12 // processes), "--fsdp"], tmp_path, processes)
+    assert_close(losses(shared), losses(alone), roundings=8.0 * 4**2)
+    sharded, whole = (checkpoint.load(last_checkpoint(folder)) for folder in (shared, alone))
+    assert {n: p.shape for n, p in sharded["model"].items()} == {n: p.shape for n, p in whole["model"].items()}
+    assert MLIP.from_pretrained(shared / "model").config == MLIP.from_pretrained(alone / "model").config
+
+
+def test_a_run_continues_sharded_and_whole_again(tiny, tmp_path):
+    small, shared = small_run(tiny).split(), tmp_path / "0" / "shared"
+    again = ["--resume", "--allow-other", "world_size"]
+    alone = parse([*small, "--output", str(shared), "--batch-size", "12", *again])
+    train(alone)
+    whole = losses(shared)
+    last_checkpoint(shared).unlink()
+    run_processes([*small, "--output", "shared", "--batch-size", str(12 // PROCESSES), "--fsdp", *again], tmp_path)
+    assert_close(losses(shared), whole, roundings=8.0 * 4**2)
+    longer = dataclasses.replace(alone, steps=5)
+    assert train(longer).steps == 5
+
+
+def last_checkpoint(output: Path) -> Path:
+    return checkpoint.checkpoints(output / "checkpoints")[-1]
 
 
 def test_the_log_of_a_run_is_a_plain_table(tiny):
