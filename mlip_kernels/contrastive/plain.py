@@ -71,7 +71,11 @@ def normalized_weights(tokens: Tensor, mask: Tensor | None, weight: Tensor | Non
     Float32, or float64 where the tokens are; 0 for a masked token.
     """
     dtype = compute_dtype(tokens)
-    weight = tokens.new_ones(tokens.shape[:2], dtype=dtype) if weight is None else weight.to(dtype)
+    if weight is None:
+        if mask is None:
+            return tokens.new_ones(tokens.shape[:2], dtype=dtype) / tokens.shape[1]
+        return mask.contiguous() / mask.sum(dim=1, keepdim=True, dtype=dtype).clamp(min=1)
+    weight = weight.to(dtype)
     if mask is not None:
         weight = weight.masked_fill(~mask, 0)
     total = weight.sum(dim=1, keepdim=True)

@@ -48,6 +48,9 @@ from mlip_kernels.train.sharding import (
 from mlip_kernels.train.timing import Stopwatch
 from mlip_kernels.train.zeroshot import ClassFolders, classify
 
+STEPS_BETWEEN_QUESTIONS = 10
+"""After so many steps several processes ask each other whether to stop, and whenever they log."""
+
 
 class Outcome(NamedTuple):
     """What a finished or interrupted run reports."""
@@ -208,7 +211,7 @@ class Run:
                 terms, norm = self._optimise(batches)
                 self.step += 1
                 bar.update()
-                stopping = place.any(self.interrupted)
+                stopping = self._stop_requested()
                 last = stopping or self.step == config.steps
                 saving = last or self.step % config.checkpoint_every == 0
                 logging = saving or self.step % config.log_every == 0
@@ -356,6 +359,15 @@ class Run:
             checkpoint.save(self.folder / "checkpoints", self.step, state, self.config.keep_checkpoints)
 
         self.place.together(write)
+
+    def _stop_requested(self) -> bool:
+        """Whether a process of the run was interrupted, so that all of them stop after the same step.
+
+        Several processes ask each other in some steps only: the answer waits for the devices.
+        """
+        if self.place.world_size > 1 and self.step % self.config.log_every and self.step % STEPS_BETWEEN_QUESTIONS:
+            return False
+        return self.place.any(self.interrupted)
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:

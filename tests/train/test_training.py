@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,16 @@ def test_a_stopped_run_continues_bit_for_bit(tiny, tmp_path, monkeypatch):
     assert_same_weights(tiny.output, stopped.output)
     # The stop itself added a row, that of step 5.
     assert [row for row in losses(stopped.output) if row[0] != 5] == losses(tiny.output)
+
+
+def test_several_processes_ask_each_other_to_stop_now_and_then():
+    def stops(step, world_size):
+        place = SimpleNamespace(world_size=world_size, any=lambda interrupted: interrupted)
+        config = SimpleNamespace(log_every=25)
+        return loop.Run._stop_requested(SimpleNamespace(place=place, config=config, step=step, interrupted=True))
+
+    assert [step for step in range(1, 32) if stops(step, world_size=2)] == [10, 20, 25, 30]
+    assert all(stops(step, world_size=1) for step in range(1, 32))
 
 
 def test_rows_that_a_lost_run_logged_after_its_checkpoint_are_written_anew(tiny):

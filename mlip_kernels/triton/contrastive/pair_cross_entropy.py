@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlip_kernels.triton import with_unit_stride
+from mlip_kernels.triton.launch import ceil_div, launch
 
 ROWS, COLUMNS = 64, 128  # of a tile
 BACKWARD_ROWS, BACKWARD_COLUMNS = 128, 64  # of a tile: few columns, whose terms every warp reads
@@ -239,22 +240,49 @@ def pair_cross_entropy(
         return row_terms.new_zeros(()), row_terms, column_terms
     loss = row_terms.new_empty(())
     logits, labels, smooth = with_unit_stride(logits), labels.contiguous(), label_smoothing != 0
-    row_tiles, column_tiles = triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS)
-    of_rows, of_columns = triton.cdiv(rows, LINES), triton.cdiv(columns, LINES) * both
+    row_tiles, column_tiles = ceil_div(rows, ROWS), ceil_div(columns, COLUMNS)
+    of_rows, of_columns = ceil_div(rows, LINES), ceil_div(columns, LINES) * both
     row_partial = row_terms.new_empty(2 + smooth, column_tiles, rows)
     column_partial = row_terms.new_empty(2, row_tiles * both, columns)
     row_sums = row_terms.new_empty(4, of_rows, dtype=torch.float64)
     column_sums = row_sums.new_empty(4, of_columns)
     shape, tile = (rows, columns, logits.stride(0)), {"ROWS": ROWS, "COLUMNS": COLUMNS}
-    contrastive_pair_cross_entropy_tiles_forward_kernel[row_tiles * column_tiles,](
-        logits, row_partial, column_partial, *shape, BOTH=both, SMOOTH=smooth, **tile, num_warps=NUM_WARPS
+    launch(
+        contrastive_pair_cross_entropy_tiles_forward_kernel,
+        (row_tiles * column_tiles,),
+        logits,
+        row_partial,
+        column_partial,
+        *shape,
+        BOTH=both,
+        SMOOTH=smooth,
+        **tile,
+        num_warps=NUM_WARPS,
     )
     partials_and_results = (row_partial, column_partial, row_terms, column_terms, row_sums, column_sums)
-    contrastive_pair_cross_entropy_finish_forward_kernel[of_rows + of_columns,](
-        logits, labels, *partials_and_results, *shape, SMOOTH=smooth, **tile, LINES=LINES
+    launch(
+        contrastive_pair_cross_entropy_finish_forward_kernel,
+        (of_rows + of_columns,),
+        logits,
+        labels,
+        *partials_and_results,
+        *shape,
+        SMOOTH=smooth,
+        **tile,
+        LINES=LINES,
     )
-    contrastive_pair_cross_entropy_loss_forward_kernel[1,](
-        row_sums, column_sums, loss, rows, columns, label_smoothing, BOTH=both, SMOOTH=smooth, LINES=LINES
+    launch(
+        contrastive_pair_cross_entropy_loss_forward_kernel,
+        (1,),
+        row_sums,
+        column_sums,
+        loss,
+        rows,
+        columns,
+        label_smoothing,
+        BOTH=both,
+        SMOOTH=smooth,
+        LINES=LINES,
     )
     return loss, row_terms, column_terms
 
@@ -355,9 +383,11 @@ def pair_cross_entropy_backward(
     logits, labels = with_unit_stride(logits), labels.contiguous()
     row_terms, column_terms = row_terms.contiguous(), column_terms.contiguous()
     even = label_smoothing / columns
-    tiles = triton.cdiv(rows, BACKWARD_ROWS) * triton.cdiv(columns, BACKWARD_COLUMNS)
+    tiles = ceil_div(rows, BACKWARD_ROWS) * ceil_div(columns, BACKWARD_COLUMNS)
     tensors, shape = (row_terms, column_terms, grad_logits), (rows, columns, logits.stride(0))
-    contrastive_pair_cross_entropy_backward_kernel[tiles,](
+    launch(
+        contrastive_pair_cross_entropy_backward_kernel,
+        (tiles,),
         grad,
         logits,
         *tensors,
@@ -368,7 +398,17 @@ def pair_cross_entropy_backward(
         COLUMNS=BACKWARD_COLUMNS,
         num_warps=NUM_WARPS,
     )
-    contrastive_pair_cross_entropy_targets_backward_kernel[triton.cdiv(rows, TARGETS),](
-        grad, logits, labels, *tensors, *shape, even, label_smoothing, BOTH=both, TARGETS=TARGETS
+    launch(
+        contrastive_pair_cross_entropy_targets_backward_kernel,
+        (ceil_div(rows, TARGETS),),
+        grad,
+        logits,
+        labels,
+        *tensors,
+        *shape,
+        even,
+        label_smoothing,
+        BOTH=both,
+        TARGETS=TARGETS,
     )
     return grad_logits

@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlip_kernels.triton import contiguous, with_unit_stride
+from mlip_kernels.triton.launch import ceil_div, launch, planned
 
 BLOCK_N = 16
 BLOCK_D = 128
@@ -44,11 +45,12 @@ class Tiling(NamedTuple):
     centre: tuple[int]
 
 
+@planned
 def tiling(batch: int, tokens: int, channels: int, prefix_tokens: int) -> Tiling:
     """How the work is split; it depends on the shape alone, so results do not change from one GPU to another."""
-    columns = batch * triton.cdiv(channels, BLOCK_D)
-    splits = max(1, min(triton.cdiv(PROGRAMS_WANTED, columns), (tokens - prefix_tokens) // TOKENS_PER_SPLIT))
-    return Tiling(splits, (columns, splits), (columns,), (batch * triton.cdiv(tokens, BLOCK_N),), (batch,))
+    columns = batch * ceil_div(channels, BLOCK_D)
+    splits = max(1, min(ceil_div(PROGRAMS_WANTED, columns), (tokens - prefix_tokens) // TOKENS_PER_SPLIT))
+    return Tiling(splits, (columns, splits), (columns,), (batch * ceil_div(tokens, BLOCK_N),), (batch,))
 
 
 @triton.jit
@@ -236,20 +238,31 @@ def forward(x: Tensor, weight: Tensor | None, prefix_tokens: int) -> tuple[Tenso
     several = split.splits > 1
     sums = x.new_empty(split.splits, batch, channels, dtype=torch.float32) if several else mean
     weights = x.new_empty(split.splits, batch, dtype=torch.float32) if several else total
-    weighted_mean_sums_forward_kernel[split.sums](
+    launch(
+        weighted_mean_sums_forward_kernel,
+        split.sums,
         x,
         x if weight is None else weight,
         sums,
         weights,
         *(tokens, channels, prefix_tokens, x.stride(0), x.stride(1)),
-        triton.cdiv(tokens - prefix_tokens, split.splits),
+        ceil_div(tokens - prefix_tokens, split.splits),
         HAS_WEIGHT=weight is not None,
         SPLIT=several,
         **TILE,
     )
     if several:
-        weighted_mean_finish_forward_kernel[split.finish](
-            sums, weights, mean, total, batch, channels, split.splits, BLOCK_D=BLOCK_D
+        launch(
+            weighted_mean_finish_forward_kernel,
+            split.finish,
+            sums,
+            weights,
+            mean,
+            total,
+            batch,
+            channels,
+            split.splits,
+            BLOCK_D=BLOCK_D,
         )
     return mean, total
 
@@ -262,7 +275,7 @@ def backward(grad: Tensor, weight: Tensor | None, total: Tensor, tokens: int, pr
         grad, weight = contiguous(grad, weight)
         tensors, sizes = (grad, grad if weight is None else weight, total, grad_x), (tokens, channels, prefix_tokens)
         rows = tiling(batch, tokens, channels, prefix_tokens).rows
-        weighted_mean_backward_kernel[rows](*tensors, *sizes, HAS_WEIGHT=weight is not None, **TILE)
+        launch(weighted_mean_backward_kernel, rows, *tensors, *sizes, HAS_WEIGHT=weight is not None, **TILE)
     return grad_x
 
 
@@ -274,8 +287,15 @@ def backward_weight(grad: Tensor, x: Tensor, weight: Tensor, total: Tensor, pref
         grad, weight, x = grad.contiguous(), weight.contiguous(), with_unit_stride(x)
         split = tiling(batch, tokens, channels, prefix_tokens)
         sizes = (tokens, channels, prefix_tokens, x.stride(0), x.stride(1))
-        weighted_mean_products_backward_kernel[split.rows](grad, x, weight, grad_weight, *sizes, **TILE)
-        weighted_mean_centre_backward_kernel[split.centre](
-            weight, total, grad_weight, tokens, prefix_tokens, BLOCK_N=256
+        launch(weighted_mean_products_backward_kernel, split.rows, grad, x, weight, grad_weight, *sizes, **TILE)
+        launch(
+            weighted_mean_centre_backward_kernel,
+            split.centre,
+            weight,
+            total,
+            grad_weight,
+            tokens,
+            prefix_tokens,
+            BLOCK_N=256,
         )
     return grad_weight
