@@ -1,4 +1,4 @@
-# make test | test-gpu | test-capped | train | lint | format | docs | bench | gpu-report | gpu-table | clean
+# make test | test-gpu | test-capped | train | lint | format | docs | bench | gpu-report | gpu-table | gpu-choices | clean
 # beyond CI: make fuzz | sanitize | mutations | kill-cycles
 #
 # The first target that needs it makes .venv: torch first (kept if it is there already), then this package with its
@@ -22,7 +22,7 @@ STYLED := $(shell find csrc tests/gpu tools -name '*.cpp' -o -name '*.cu' -o -na
 # Threads of several processes would wait for each other on the same cores; tests that need more than one ask for them.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: test test-gpu test-capped sanitize train kill-cycles fuzz mutations lint format docs bench gpu-check gpu-report gpu-table clean
+.PHONY: test test-gpu test-capped sanitize train kill-cycles fuzz mutations lint format docs bench gpu-check gpu-report gpu-table gpu-choices clean
 
 test: $(VENV)/.installed
 	$(PYTEST) --dist loadfile $(ARGS)
@@ -67,14 +67,18 @@ bench: $(VENV)/.installed
 gpu-check: $(VENV)/.installed
 	PYTHONPATH=tools/gpu_check:tests $(BIN)/python -m gpu_check $(ARGS)
 
-# what the GPU kernels take and move; gpu-table measures it again and writes tests/gpu/kernels.json and KERNELS.md,
-# make gpu-table ONLY="name ..." only the rows of operators of these names, or of those with kernels of these names
+# what the GPU kernels take, execute and move; gpu-table measures it again and writes tests/gpu/kernels.json, KERNELS.md
+# and mlip_kernels/cuda_choices.json on MAX_JOBS cores (all), make gpu-table ONLY="name ..." only the rows of operators
+# of these names, or of those with kernels of these names; gpu-choices writes the last file from the first
 GATES := tests/gpu:tools/ptx_emulator
 gpu-report: $(VENV)/.installed
 	@PYTHONPATH=$(GATES) $(BIN)/python -m gates --markdown
 
 gpu-table: $(VENV)/.installed
 	PYTHONPATH=$(GATES) $(BIN)/python -m gates --update $(if $(ONLY),--only $(ONLY))
+
+gpu-choices: $(VENV)/.installed
+	PYTHONPATH=$(GATES) $(BIN)/python -m gates --choices
 
 # 50,000 generated inputs; ARGS="--seed 1" for others, ARGS="--keep-going" to see all that fail
 fuzz: $(VENV)/.installed

@@ -3,7 +3,7 @@
 One operator has one name, and torch's dispatcher is the switch:
 
     CPU      C++ (``csrc/cpu``), registered by ``_cpu.so``
-    CUDA     `_on_cuda` below: Triton or CUDA C++, chosen by ``MLIP_KERNELS_CUDA_BACKEND``
+    CUDA     `_on_cuda` below: Triton or CUDA C++, chosen by ``MLIP_KERNELS_CUDA_BACKEND`` or by `_cuda_choices`
     others   the plain-PyTorch reference, which also stands in for every part that is absent
 
 Schemas, references, fakes and gradients are registered from Python, so the package imports, traces and trains even
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch._C import _after_autograd_keyset, _any_requires_grad, _AutoDispatchBelowAutograd
 from torch.autograd import forward_ad
 
-from mlip_kernels import _loading, _variables
+from mlip_kernels import _cuda_choices, _loading, _variables
 from mlip_kernels._build_record import PARTS
 from mlip_kernels._loading import DISABLED, LOADED
 from mlip_kernels._tracing import refuse_onnx
@@ -76,7 +76,9 @@ CUDA_LIBRARY = open_library("mlip_kernels_cuda")
 
 _cuda_schemas: dict[str, str] = {}
 _triton_kernels: dict[str, str] = {}
+_references: dict[str, Callable[..., Any]] = {}
 _warned: set[str] = set()
+_HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def define(
@@ -104,7 +106,7 @@ def define(
     if not kernels:
         LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
         return getattr(torch.ops.mlip_kernels, name).default
-    _cuda_schemas[name] = schema
+    _cuda_schemas[name], _references[name] = schema, reference
     if triton is not None:
         _triton_kernels[name] = triton
 
@@ -186,10 +188,11 @@ def define_out(name: str, *outputs: str, write: Callable[..., None] | None = Non
 
 def _on_cuda(name: str, fallback: Callable[..., Any], *arguments: Any) -> Any:
     """The CUDA key of every operator: the chosen backend, on the device of the tensors."""
-    kernel = cuda_kernel(name)
+    device = _device(arguments)
+    kernel = cuda_kernel(name, _dtype_of_tokens(arguments), _architecture(device.index))
     if kernel is None or not kernels_take(arguments):
         return fallback(*arguments)
-    with torch.cuda.device(_device(arguments)):
+    with torch.cuda.device(device):
         return kernel(*arguments)
 
 
@@ -199,24 +202,41 @@ def kernels_take(arguments: tuple[Any, ...]) -> bool:
 
 
 @functools.cache
-def cuda_kernel(name: str) -> Callable[..., Any] | None:
+def cuda_kernel(name: str, dtype: torch.dtype, arch: int) -> Callable[..., Any] | None:
     """What computes operator ``name`` on CUDA tensors; ``None`` where ``auto`` finds neither Triton nor CUDA C++.
 
-    ``auto`` prefers Triton, whose launches take the road that every user of ``torch.compile`` takes.
+    ``auto`` takes what the table of `_cuda_choices` says, and if that backend is absent, the other one.
+
+    Args:
+        name: of the operator.
+        dtype: of the tokens.
+        arch: of the GPU, such as 90 for sm_90.
 
     Raises:
         ValueError: ``MLIP_KERNELS_CUDA_BACKEND`` is not ``auto``, ``triton`` or ``cuda``.
         RuntimeError: it asks for a backend that is not there; the message says why.
     """
-    choice = _variables.read("MLIP_KERNELS_CUDA_BACKEND") or "auto"
-    find = {"triton": _find_triton, "cuda": _find_cuda}
-    for backend in find if choice == "auto" else (choice,):
-        kernel, reason = find[backend](name)
+    asked = _variables.read("MLIP_KERNELS_CUDA_BACKEND") or "auto"
+    find = {"cuda": _find_cuda, "triton": _find_triton}
+    if asked != "auto":
+        kernel, reason = find[asked](name)
+        if kernel is None:
+            raise RuntimeError(f"MLIP_KERNELS_CUDA_BACKEND={asked}, but {name} cannot run on it: {reason}")
+        return kernel
+    chosen = _cuda_choices.choice(name, str(dtype).removeprefix("torch."), arch)
+    if chosen == "plain":
+        return _references[name]
+    for backend in sorted(find, key=lambda backend: backend != chosen):
+        kernel, _ = find[backend](name)
         if kernel is not None:
             return kernel
-        if choice != "auto":
-            raise RuntimeError(f"MLIP_KERNELS_CUDA_BACKEND={choice}, but {name} cannot run on it: {reason}")
     return None
+
+
+@functools.cache
+def _architecture(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def _find_triton(name: str) -> tuple[Callable[..., Any] | None, str]:
@@ -262,6 +282,14 @@ def _warn_if_slow(part: str) -> None:
 
 def _first_tensor(arguments: tuple[Any, ...]) -> Tensor:
     return next(argument for argument in arguments if isinstance(argument, Tensor))
+
+
+def _dtype_of_tokens(arguments: tuple[Any, ...]) -> torch.dtype:
+    """Half precision where any tensor has it: masks, weights and some gradients have another dtype than the tokens."""
+    for argument in arguments:
+        if isinstance(argument, Tensor) and argument.dtype in _HALF_PRECISION:
+            return argument.dtype
+    return torch.float32
 
 
 def _device(arguments: tuple[Any, ...]) -> torch.device:

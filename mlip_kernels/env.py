@@ -106,7 +106,18 @@ def cpu_capability() -> str:
 
 
 def cuda_backend() -> str:
-    return variables().read("MLIP_KERNELS_CUDA_BACKEND") or "auto"
+    asked = variables().read("MLIP_KERNELS_CUDA_BACKEND") or "auto"
+    return f"auto, {chosen()}" if asked == "auto" else asked
+
+
+def chosen() -> str:
+    """What ``auto`` takes on the first GPU, or where there is none, on the architectures of the table."""
+    choices = importlib.import_module("mlip_kernels._cuda_choices")
+    try:
+        major, minor = importlib.import_module("torch").cuda.get_device_capability()
+    except Exception:  # no GPU, or no torch that works: other probes say so
+        return choices.summary()
+    return choices.summary(10 * major + minor)
 
 
 def build() -> str:

@@ -1,6 +1,5 @@
 """The script for the first hour on a GPU, tried without one: its phases, deadlines, alarms and conclusions."""
 
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +15,8 @@ sys.path.insert(0, str(TOOL))
 
 from gpu_check import __main__ as script  # noqa: E402
 from gpu_check import correctness, record, report  # noqa: E402
+
+from mlip_kernels import _cuda_choices  # noqa: E402
 
 
 def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +37,12 @@ def test_a_run_on_the_cpu(tmp_path: Path):
     assert len(rights) == 2
     assert all(result["right"] for result in rights)
     assert (tmp_path / "report.md").read_text() == done.stdout[: len((tmp_path / "report.md").read_text())]
-    assert set(json.loads((tmp_path / "choices.json").read_text())) == {"weighted_mean"}
+    assert (tmp_path / "cuda_choices.json").read_text() == _cuda_choices.PATH.read_text()  # no GPU was timed
+    timed = [result for result in results if result["phase"] == "times-triton"]
+    for result in timed:
+        trained = result["direction"] != "forward"
+        assert ("merging_weighted_mean" in result["primitives"]) or trained
+        assert ("merging_weighted_mean_backward" in result["primitives"]) == trained
 
 
 def test_every_row_of_the_table_is_asked_for(tmp_path: Path):
@@ -88,10 +94,26 @@ def test_a_case_that_fails_or_takes_too_long_is_told_and_the_next_one_runs(tmp_p
     assert "error" not in good
 
 
-def timed(backend: str, operator: str, seconds: float, eager: float = 3.0) -> dict[str, object]:
-    times = {"device": seconds, "host": 0.0}
-    named = {"phase": f"times-{backend}", "name": f"{operator}, float32, forward", "operator": operator}
-    return {**named, "dtype": "float32", "kernels": times, "eager": {"device": eager, "host": 0.0}}
+def timed(
+    backend: str, seconds: float, eager: float, *, arch: str = "sm_90", dtype: str = "bfloat16", more: float = 0.0
+) -> list[dict[str, object]]:
+    """A call that takes so many seconds, and ``more`` with gradients, which run another operator."""
+    named = {"phase": f"times-{backend}", "workload": "dct, grid", "operator": "dct", "arch": arch, "dtype": dtype}
+    results = []
+    for direction, longer in (("forward", 0.0), ("forward and backward", more)):
+        kernels, plain = ({"device": each + longer, "host": 0.0} for each in (seconds, eager))
+        ran = ["spectral_separable", *(["spectral_filtered"] if longer else [])]
+        result = {**named, "name": f"dct, {dtype}, {direction}", "direction": direction, "primitives": ran}
+        results.append({**result, "kernels": kernels, "eager": plain})
+    return results if more else results[:1]
+
+
+def row(*choices: str, basis: str = "modelled") -> dict[str, str]:
+    float32, float16, bfloat16 = choices
+    return {"float32": float32, "float16": float16, "bfloat16": bfloat16, "basis": basis, "date": "2026-01-02"}
+
+
+TABLE = {"sm_80": {"spectral_separable": row(*["triton"] * 3), "spectral_analysis": row(*["cuda"] * 3)}}
 
 
 @pytest.mark.parametrize(
@@ -101,15 +123,31 @@ def timed(backend: str, operator: str, seconds: float, eager: float = 3.0) -> di
         (1.05, 1.0, 3.0, None, "triton"),  # not clearly slower
         (2.0, 1.0, 3.0, None, "cuda"),
         (2.0, 1.0, 3.0, "cuda", "triton"),
-        (2.0, 2.0, 1.0, None, "eager"),
-        (1.0, 1.0, 3.0, "both", "eager"),
+        (2.0, 2.0, 1.0, None, "plain"),
+        (1.0, 1.0, 3.0, "both", "plain"),
     ],
 )
 def test_the_choice_is_the_faster_backend_that_is_right(
     triton: float, cuda: float, eager: float, wrong: str | None, choice: str
 ):
-    results = [timed("triton", "dct", triton, eager), timed("cuda", "dct", cuda, eager)]
+    results = [*timed("triton", triton, eager), *timed("cuda", cuda, eager)]
     for backend in ("triton", "cuda"):
         if wrong in (backend, "both"):
             results.append({"phase": f"correctness-{backend}", "name": "dct, grid, float32", "error": "differs"})
-    assert report.choices(results) == {"dct": {"float32": choice}}
+    found = report.choices(results, TABLE, "2026-01-02")
+    assert found == {**TABLE, "sm_90": {"spectral_separable": row("triton", choice, choice, basis="measured")}}
+
+
+def test_gradients_choose_for_the_operators_that_only_they_run():
+    results = [*timed("triton", 1.0, 9.0, more=2.0), *timed("cuda", 2.0, 9.0, more=1.0)]
+    results += [
+        *timed("triton", 1.0, 9.0, more=2.0, dtype="float32"),
+        *timed("cuda", 2.0, 9.0, more=1.0, dtype="float32"),
+    ]
+    found = report.choices(results, TABLE, "2026-01-02")["sm_90"]
+    assert found["spectral_separable"] == row(*["triton"] * 3, basis="measured")
+    assert found["spectral_filtered"] == row(*["cuda"] * 3, basis="measured")
+
+
+def test_what_ran_on_no_gpu_chooses_nothing():
+    assert report.choices(timed("triton", 1.0, 0.1, arch="cpu"), TABLE, "2026-01-02") == TABLE

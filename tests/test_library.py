@@ -104,22 +104,17 @@ def test_a_broken_torch_is_reported_at_first_use_not_at_import(uncompiled):
     assert "ImportError: mlip_kernels.dct is not available: libtorch_cpu.so: cannot open" in done.stderr
 
 
-def test_auto_prefers_triton(monkeypatch, no_choice_made):
-    triton_kernels = pytest.importorskip("mlip_kernels.triton.merging.weighted_mean", reason="needs Triton")
-    monkeypatch.delenv("MLIP_KERNELS_CUDA_BACKEND", raising=False)
-    assert cuda_kernel(NAME) is triton_kernels.forward
-
-
-def test_without_triton_auto_takes_cuda_and_without_both_the_reference(monkeypatch, no_choice_made):
+def test_a_backend_that_is_absent_is_replaced_by_the_other_and_both_by_the_reference(monkeypatch, no_choice_made):
     monkeypatch.delenv("MLIP_KERNELS_CUDA_BACKEND", raising=False)
     monkeypatch.setitem(_library._triton_kernels, NAME, "no_such_triton:forward")
     monkeypatch.setitem(_library.LOADED, "cuda", "ok")
     monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
-    assert cuda_kernel(NAME) is cuda_operator(NAME)
+    assert cuda_kernel(NAME, torch.float32, 90) is cuda_operator(NAME)
     assert cuda_operator(NAME).name() == f"mlip_kernels_cuda::{NAME}"
     cuda_kernel.cache_clear()
     monkeypatch.setitem(_library.LOADED, "cuda", "not built")
-    assert cuda_kernel(NAME) is None
+    assert cuda_kernel(NAME, torch.float32, 90) is None
+    monkeypatch.setattr(_library, "_architecture", lambda device: 90)
     assert _library._on_cuda(NAME, lambda *arguments: arguments, torch.ones(1), 2) == (torch.ones(1), 2)
 
 
@@ -136,7 +131,7 @@ def test_a_backend_that_was_asked_for_and_is_missing_is_an_error(monkeypatch, no
     monkeypatch.setitem(_library._triton_kernels, NAME, "no_such_triton:forward")
     monkeypatch.setitem(_library.LOADED, "cuda", "not built")
     with pytest.raises(error, match=message):
-        cuda_kernel(NAME)
+        cuda_kernel(NAME, torch.float32, 90)
 
 
 @pytest.mark.skipif(_library.LOADED["cuda"] != "ok", reason="needs the compiled CUDA part: pip install . with nvcc")

@@ -150,7 +150,7 @@ def attend_by_channels(
     rounded = product.to(k.dtype)
     rest = (product - rounded.to(product.dtype)).to(k.dtype)
     query_channels = q.new_zeros(total - width)
-    query_channels[:2] = factor
+    query_channels[:2].fill_(factor)
     key_channels = F.pad(torch.stack((rounded, rest), dim=-1), (0, total - width - 2))[:, None]
     queries = torch.cat((q, query_channels.expand(*q.shape[:3], -1)), dim=-1)
     keys = torch.cat((k, key_channels.expand(*k.shape[:3], -1)), dim=-1)

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gates import inventory, judge, measure, page, report, table
+from gates import budgets, choices, inventory, judge, measure, page, report, table
 from gates.cases import OPERATORS
+
+from mlip_kernels import _cuda_choices
 
 ROOT = Path(__file__).parents[2]
 COMPILED = [(backend, arch) for backend, architectures in measure.ARCHITECTURES.items() for arch in architectures]
@@ -21,9 +23,8 @@ def need(backend: str, arch: int, *, execute: bool = False) -> None:
     """Skip where the kernels cannot be compiled for ``arch`` (or executed)."""
     if reason := measure.missing(backend, execute=execute):
         pytest.skip(reason)
-    built = sorted({arch for arch, _ in measure.shipped()}) if backend == "cuda" and not execute else [arch]
-    if arch not in built:
-        pytest.skip(f"needs mlip_kernels/_cuda.so built for sm_{arch}; it was built for {built} (TORCH_CUDA_ARCH_LIST)")
+    if backend == "cuda" and not measure.shipped(arch):
+        pytest.skip(f"needs mlip_kernels/_cuda.so built for sm_{arch} (TORCH_CUDA_ARCH_LIST)")
 
 
 def need_compiler_of_the_table(backend: str) -> None:
@@ -61,9 +62,8 @@ def test_the_table_has_every_kernel(backend, arch):
 @pytest.mark.parametrize("arch", measure.ARCHITECTURES["cuda"])
 def test_the_cases_launch_every_instance_that_is_shipped(arch):
     need("cuda", arch)
-    shipped = {name for built_for, name in measure.shipped() if built_for == arch}
     launched = {row.kernel + row.instance for row in measure.compiled("cuda", arch).values()}
-    assert shipped == launched
+    assert measure.shipped(arch).keys() == launched
 
 
 @pytest.mark.parametrize(("backend", "arch"), COMPILED)
@@ -93,6 +93,26 @@ def test_traffic_does_not_grow(backend, arch):
     need_compiler_of_the_table(backend)
     recorded = table.of(table.load().traffic, backend=backend, arch=arch)
     fail_on(judge.against_table(measure.traffic(backend, arch), recorded), judge.REGENERATE)
+
+
+@pytest.mark.parametrize("backend", measure.ARCHITECTURES)
+def test_a_unit_of_work_keeps_to_its_budget(backend):
+    need(backend, budgets.ARCH, execute=True)
+    need_compiler_of_the_table(backend)
+    measured = measure.slopes(backend, budgets.BUDGETS)
+    fail_on(judge.slopes(backend, measured, table.load().slopes, budgets.BUDGETS), judge.REGENERATE)
+
+
+@pytest.mark.compiles_nothing
+def test_every_budget_was_measured():
+    measured = {key.unit for key in table.load().slopes}
+    assert measured == {budget.unit for budget in budgets.BUDGETS}
+
+
+@pytest.mark.compiles_nothing
+def test_auto_takes_what_the_model_of_the_table_says():
+    now = _cuda_choices.load()
+    assert choices.proposed(table.load(), now, "2026-01-01") == now, "run: make gpu-choices"
 
 
 @pytest.mark.compiles_nothing
@@ -132,7 +152,9 @@ def test_the_report_has_a_row_for_each_kernel_backend_and_architecture():
     content = table.load()
     wanted = {(key.operator, key.kernel, key.backend, key.arch) for key in content.compiled}
     shown = report.markdown(content).splitlines()
-    assert len([line for line in shown if re.match(r"\| `\w+` \| (Triton|CUDA C\+\+) \| sm_", line)]) == len(wanted)
+    assert len([line for line in shown if re.match(r"\| `\w+` \| (Triton|CUDA C\+\+) \| sm_\d+ \| \d", line)]) == len(
+        wanted
+    )
 
 
 @pytest.mark.compiles_nothing

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gates import cubin, inventory, judge, measure, names
 from gates.measure import Run, compiled_rows, traffic_rows
-from gates.promises import Kernel, Operator, Problem, always
+from gates.promises import Kernel, Operator, Problem, Unit, always
 from gates.records import Compiled
 
 SAMPLES = Path(__file__).with_name("gates_samples")
@@ -31,7 +31,10 @@ class Sample:
 
         promises = {"tensor_cores": tensor_cores} if tensor_cores else {}
         self.promise = Kernel(kernel.__name__, bytes=lambda p: compulsory, macs=lambda p: macs, **promises)
-        operator = Operator("sample", lambda p: None, lambda p: compulsory, (self.promise,), {"sample": {}}, {})
+        one = Unit("launch", lambda p: 1)
+        operator = Operator(
+            "sample", lambda p: None, lambda p: compulsory, (self.promise,), {"sample": {}}, {}, unit=one
+        )
         self.problem = Problem({}, "fp32", 80)
         with EmulatedCuda("triton", 80, execute=execute) as cuda:
             written = [f"argument {number}" for number in range(len(arguments))]
@@ -148,7 +151,7 @@ def test_scattered_accesses_are_noticed(kernels):
     )
     assert not judge.movement(together, together.fields())
     complaints = judge.movement(scattered, together.fields())
-    only(complaints, "moved / compulsory bytes grew from 1.000 to 8.000")
+    assert any("moved / compulsory bytes grew from 1.000 to 8.000" in complaint for complaint in complaints)
     assert scattered.distinct == together.distinct == together.compulsory  # other lanes take what one leaves
 
 
@@ -182,6 +185,33 @@ def test_wasted_multiply_adds_are_noticed(kernels):
     complaints = judge.movement(padded, tight.fields())
     assert any("multiply-adds on tensor cores grew from 4096 to 32768, of which 4096" in c for c in complaints)
     only(judge.necessities(replace(tight, macs=5000)), "executes 4096 multiply-adds", "5000 are needed")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("instructions", "instructions of warps"),
+        ("waves", "passes over shared memory"),
+        ("barriers", "barriers of blocks"),
+    ],
+)
+def test_work_that_grows_is_noticed(kernels, name, what):
+    x = torch.ones(16, 16)
+    options = {"compulsory": 3 * x.nbytes, "precision": "ieee", "num_warps": 4}
+    row = Sample(kernels.product_kernel, (1,), x, x, x.clone(), block=32, **options).traffic
+    assert getattr(row, name) > 0
+    assert not judge.movement(replace(row, **{name: getattr(row, name) // 2}), row.fields())
+    only(judge.movement(replace(row, **{name: 2 * getattr(row, name)}), row.fields()), f"{what} grew from")
+
+
+def test_units_of_work_and_what_ran_are_counted(kernels):
+    x = torch.ones(4096)
+    row = Sample(kernels.copy_kernel, (8,), x, x.clone(), 4096, stride=1, block=512, num_warps=4).traffic
+    assert (row.units, row.warps, row.barriers, row.warpgroup_products, row.tf32_products) == (1, 4, 0, 0, 0)
+    assert row.instructions % 8 == 0  # the same in each block
+    assert row.resident >= 16 // row.warps
+    assert 0 < row.ptx < row.instructions
+    assert row.machine > 0
 
 
 @pytest.fixture(scope="module")

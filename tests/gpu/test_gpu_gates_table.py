@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gates import measure, table
+from gates import budgets, measure, table, workers
 from gates.cases import OPERATORS
 from gates.measure import Run, compiled_rows
 from gates.promises import Kernel, Operator, Problem
@@ -22,7 +22,7 @@ SAMPLES = Path(__file__).with_name("gates_samples") / "kernels.py"
 OPERATOR = "merging_weighted_mean_backward"  # one small kernel in few instances
 ROWS = f"""
 import json
-from gates import measure, table
+from gates import budgets, measure, table, workers
 rows = measure.compiled("triton", 80, table.launching(["{OPERATOR}"]))
 print(json.dumps([[*key, row.fields()] for key, row in rows.items()]))
 """
@@ -93,6 +93,28 @@ def test_two_checkouts_with_empty_caches_make_the_rows_of_the_table(tmp_path):
         assert {Key(*row[:-1]): row[-1] for row in found[0]} == recorded
 
 
+def test_rows_measured_in_several_processes_are_those_of_the_table():
+    for backend in measure.ARCHITECTURES:
+        if reason := measure.missing(backend, execute=True):
+            pytest.skip(reason)
+    recorded, operators = table.load(), table.launching([OPERATOR])
+    if {backend: measure.compiler(backend) for backend in measure.ARCHITECTURES} != recorded.made_with:
+        pytest.skip("needs the compilers that the table was made with")
+    remade = table.replaced(recorded, table.measured(operators), operators)
+    assert [list(rows) for rows in parts(remade)] == [list(rows) for rows in parts(recorded)]
+    assert remade == recorded
+
+
+@pytest.mark.compiles_nothing
+def test_every_row_is_measured_by_one_piece_of_work():
+    pieces = list(workers.pieces(OPERATORS))
+    assert len(set(pieces)) == len(pieces)
+    by_kind = {kind: [piece for piece in pieces if piece.kind == kind] for kind in table.PARTS}
+    assert len(by_kind["slopes"]) == 2 * len(budgets.BUDGETS)
+    assert len(by_kind["traffic"]) == 2 * len(measure.EXECUTED) * len(OPERATORS)
+    assert len(by_kind["compiled"]) == sum(map(len, measure.ARCHITECTURES.values())) * len(OPERATORS)
+
+
 def named(operators):
     return [operator.name for operator in operators]
 
@@ -114,7 +136,7 @@ def test_rows_of_one_operator_are_replaced_and_all_others_stay():
     mine = [key for key in recorded.compiled if key.operator == OPERATOR]
     rows = {key: {**recorded.compiled[key], "registers": 1} for key in mine[1:]}
     rows[mine[0]._replace(problem="new")] = recorded.compiled[mine[0]]
-    changed = table.replaced(recorded, replace(recorded, compiled=rows, traffic={}), operators)
+    changed = table.replaced(recorded, replace(recorded, compiled=rows, traffic={}, slopes={}), operators)
     assert {key: row for key, row in changed.compiled.items() if key.operator == OPERATOR} == rows
     for before, after in ((recorded.compiled, changed.compiled), (recorded.traffic, changed.traffic)):
         others = [(key, row) for key, row in before.items() if key.operator != OPERATOR]
@@ -124,13 +146,13 @@ def test_rows_of_one_operator_are_replaced_and_all_others_stay():
 @pytest.mark.compiles_nothing
 def test_rows_come_into_the_places_that_the_whole_table_has_for_them():
     recorded, operators = table.load(), table.launching(["weighted_mean_finish_forward_kernel", OPERATOR])
-    mine = [{key: row for key, row in rows.items() if key.operator in named(operators)} for rows in parts(recorded)]
-    remade = table.replaced(recorded, replace(recorded, compiled=mine[0], traffic=mine[1]), operators)
+    mine = [{key: row for key, row in rows.items() if row["operator"] in named(operators)} for rows in parts(recorded)]
+    remade = table.replaced(recorded, table.Table(recorded.made_with, *mine), operators)
     assert [list(rows) for rows in parts(remade)] == [list(rows) for rows in parts(recorded)]
 
 
 def parts(content):
-    return content.compiled, content.traffic
+    return content.compiled, content.traffic, content.slopes
 
 
 @pytest.mark.compiles_nothing

@@ -91,6 +91,18 @@ class CudaLibrary:
             zip(self.kernels, _compile_ptx(self.kernels, arch, self._folder(f"sm_{arch}"), targets), strict=True)
         )
 
+    def cubins(self, arch: int) -> list[bytes]:
+        """The machine code of every source file."""
+        place, nvcc = self._folder(f"cubins_{arch}"), compilers.nvcc(compilers.cuda_home())
+        command = (*nvcc, "-cubin", f"-gencode=arch=compute_{arch},code=sm_{arch}")
+        options = ("-MD", "-MF", "{dependencies}", "-o", "{target}")
+        steps = [
+            Step(place / f"{count}_{source.stem}.cubin", (source,), (*command, *options, str(source)))
+            for count, source in enumerate(self.kernels)
+        ]
+        make(place, steps)
+        return [step.target.read_bytes() for step in steps]
+
     def _launch(self, kernel: bytes, grid: Three, block: Three, shared: int, parameters: Pointers) -> int:
         if _runtime is None:
             return NO_DEVICE

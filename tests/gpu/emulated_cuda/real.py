@@ -52,8 +52,8 @@ class RealCuda:
         if self._environment is not None:
             os.environ[VARIABLE] = self._environment
 
-    def _recording(self, name: str) -> Callable[..., Any] | None:
-        kernel = self._choose(name)
+    def _recording(self, name: str, dtype: torch.dtype, arch: int) -> Callable[..., Any] | None:
+        kernel = self._choose(name, dtype, arch)
 
         def run(*arguments: Any) -> Any:
             self.operators.append(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gates import judge, page, report, table
+from gates import budgets, choices, judge, page, report, table
 from gates.cases import OPERATORS
 from gates.promises import Operator
 
@@ -15,7 +15,10 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--markdown", action="store_true", help="print the checked-in table as Markdown (the default)")
     what.add_argument("--check", action="store_true", help="measure again and say what got worse; exit status 1 if so")
-    what.add_argument("--update", action="store_true", help="measure again and write kernels.json and KERNELS.md")
+    what.add_argument(
+        "--update", action="store_true", help="measure again and write kernels.json, and all made from it"
+    )
+    what.add_argument("--choices", action="store_true", help="write what auto takes, as the model of the table says")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -39,6 +42,8 @@ def main() -> int:
         table.save(table.replaced(table.load(), rows, operators) if arguments.only else rows)
         page.PATH.write_text(page.markdown(table.load()), encoding="utf-8")
         print(f"wrote {table.PATH} and {page.PATH}")
+    if arguments.update or arguments.choices:
+        print("\n".join(choices.write(table.load())))
         return 0
     print(report.markdown(table.load()), end="")
     return 0
@@ -64,6 +69,8 @@ def check(operators: tuple[Operator, ...]) -> int:
             rows = measure.traffic(backend, arch, operators)
             in_table = table.of(recorded.traffic, backend=backend, arch=arch, operators=operators)
             complaints += judge.against_table(rows, in_table)
+        wanted = budgets.of(operators)
+        complaints += judge.slopes(backend, measure.slopes(backend, wanted), recorded.slopes, wanted)
     print("\n".join([*complaints, judge.REGENERATE]) if complaints else "nothing got worse")
     return int(bool(complaints))
 

@@ -39,6 +39,7 @@ class MachineCode:
     atomics: int  # atomic instructions on global or shared memory
     widest_load: int  # bytes of the widest access to global memory by one thread, 0 if there is none
     widest_store: int
+    instructions: int  # without what fills the end of the code
 
 
 def cuobjdump() -> str | None:
@@ -124,9 +125,9 @@ def _keep(binary: bytes, codes: list[MachineCode]) -> list[MachineCode]:
     return codes
 
 
-def compiler_of_library(library: bytes) -> str:
-    """The release of ptxas that wrote the cubins inside ``library``."""
-    match = re.search(r"Tool Version:.*V([\d.]+)", _run(library, "-elf"))
+def compiler_of(binary: bytes) -> str:
+    """The release of ptxas that wrote a cubin, or the cubins inside a library."""
+    match = re.search(r"Tool Version:.*V([\d.]+)", _run(binary, "-elf"))
     return match.group(1) if match else "unknown"
 
 
@@ -193,6 +194,7 @@ def _machine_code(arch: int, name: str, usage: dict[str, int], opcodes: list[str
         atomics=sum(_base(opcode) in ATOMICS for opcode in opcodes),
         widest_load=max((_width(opcode) for opcode in opcodes if _base(opcode) in LOADS), default=0),
         widest_store=max((_width(opcode) for opcode in opcodes if _base(opcode) in STORES), default=0),
+        instructions=sum(_base(opcode) != "NOP" for opcode in opcodes),
     )
 
 

@@ -5,8 +5,9 @@ Promises hold with any compiler: nothing spills, tensor cores, atomics and 16-by
 where the kernel says so, and no kernel touches much more memory than it must.
 
 What the table has is worth comparing with where the compilers are those that it was made with. Registers and shared
-memory may grow as long as as many blocks fit on a multiprocessor as before, which is what they cost. Traffic, bank
-conflicts and executed multiply-adds may not grow by more than 1 %.
+memory may grow as long as as many blocks fit on a multiprocessor as before, which is what they cost. Instructions,
+traffic, bank conflicts, barriers and executed multiply-adds may not grow by more than 1 %. What one more unit of work
+adds may not grow beyond its budget, or beyond what it adds already where that is more.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gates.budgets import Budget, by_backend
 from gates.promises import Kernel, Operator, Problem
-from gates.records import SECTOR, WHOLE_OPERATOR, Compiled, Key, Traffic
+from gates.records import SECTOR, WHOLE_OPERATOR, Compiled, Key, Slope, SlopeKey, Traffic
 
 ALLOWED = 1.01
 DISTINCT = 1.3  # bytes of the sectors that a kernel touches, over its compulsory bytes
@@ -117,6 +119,38 @@ def movement(row: Traffic, recorded: Mapping[str, Any]) -> list[str]:
             f"{row.key}: multiply-adds on tensor cores grew from {recorded['macs_executed']} to {row.macs_executed},"
             f" of which {row.macs} are needed"
         )
+    found += [
+        f"{row.key}: {what} grew from {recorded[name]} to {getattr(row, name)}"
+        for name, what in (
+            ("instructions", "instructions of warps"),
+            ("waves", "passes over shared memory"),
+            ("barriers", "barriers of blocks"),
+        )
+        if getattr(row, name) > ALLOWED * recorded[name]
+    ]
+    return found
+
+
+def slopes(
+    backend: str,
+    measured: Mapping[SlopeKey, Slope],
+    recorded: Mapping[SlopeKey, Mapping[str, Any]],
+    budgets: Iterable[Budget],
+) -> list[str]:
+    """Whether a unit of work takes more instructions on a backend than it may."""
+    found = []
+    for budget in budgets:
+        key, rows = SlopeKey(backend, budget.unit), by_backend(recorded, budget)
+        row = measured.get(key)
+        if row is None:
+            found += [f"{key}: is in the table, but launches nothing now"] if backend in rows else []
+        elif backend not in rows:
+            found.append(f"{key}: is not in the table")
+        elif row.instructions > ALLOWED * (allowed := budget.allowed(backend, rows)):
+            was = rows[backend]["instructions"]
+            found.append(
+                f"{key}: takes {row.instructions:,.0f} instructions, was {was:,.0f}; {allowed:,.0f} are allowed"
+            )
     return found
 
 

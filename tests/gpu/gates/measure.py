@@ -7,20 +7,23 @@ import importlib.util
 import math
 import re
 import runpy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emulated_cuda import EmulatedCuda, cuda_library
+from ptx_emulator import Emulator
 from ptx_emulator.build import BuildError, build_emulator
 
 import mlip_kernels
-from gates import cubin, names
+from gates import cubin, names, occupancy
+from gates.budgets import ARCH, Budget
 from gates.cases import OPERATORS
 from gates.promises import Operator, Problem
-from gates.records import SECTOR, WHOLE_OPERATOR, Compiled, Key, Traffic
+from gates.records import SECTOR, WHOLE_OPERATOR, Compiled, Key, Slope, SlopeKey, Traffic
 
 LIBRARY = Path(mlip_kernels.__file__).with_name("_cuda.so")
+"""The CUDA C++ kernels as shipped. Where it was not built, its files are compiled with the same flags."""
 BUILD = runpy.run_path(str(Path(__file__).parents[3] / "_build" / "compilers.py"))
 ARCHITECTURES = {
     "triton": (80, 90, 100, 120),
@@ -44,8 +47,6 @@ def missing(backend: str, *, execute: bool = False) -> str | None:
     """What is needed to compile (and execute) the kernels of ``backend`` and is not there; None if all is."""
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "needs Triton: pip install triton"
-    if backend == "cuda" and not LIBRARY.exists():
-        return "needs the CUDA part, mlip_kernels/_cuda.so: install the CUDA toolkit with nvcc, then this package again"
     if backend == "cuda" and (reason := cuda_library.missing()):
         return reason
     if execute and (reason := _emulator_missing()):
@@ -65,9 +66,15 @@ def _emulator_missing() -> str | None:
 
 
 @functools.cache
-def shipped() -> dict[tuple[int, str], cubin.MachineCode]:
-    """Every CUDA C++ kernel in the built library: (architecture, readable name) -> its code."""
-    return {(arch, names.readable(name)): code for (arch, name), code in cubin.read(LIBRARY.read_bytes()).items()}
+def shipped(arch: int) -> dict[str, cubin.MachineCode]:
+    """Every CUDA C++ kernel of the package for an architecture, by its readable name; none if it was not built."""
+    codes = (item for binary in binaries(arch) for item in cubin.read(binary).items())
+    return {names.readable(name): code for (built_for, name), code in codes if built_for == arch}
+
+
+def binaries(arch: int) -> list[bytes]:
+    """The files with the CUDA C++ kernels of an architecture."""
+    return [LIBRARY.read_bytes()] if LIBRARY.exists() else cuda_library.OPERATORS.cubins(arch)
 
 
 @functools.cache
@@ -75,6 +82,22 @@ def compiled(backend: str, arch: int, operators: tuple[Operator, ...] = OPERATOR
     """Every instance of every kernel that the cases launch, compiled for ``arch``."""
     launched = arch if backend == "triton" else EXECUTED[0]  # the PTX of which is not looked at
     return compiled_rows(_runs(operators, backend, launched, execute=False, sized_as=arch), backend, arch)
+
+
+def slopes(backend: str, budgets: Iterable[Budget]) -> dict[SlopeKey, Slope]:
+    """What one more unit of work adds to the launches of an operator, where it launches any."""
+    found: dict[SlopeKey, Slope] = {}
+    for budget in budgets:
+        smaller, larger = budget.problems()
+        launches = []
+        for problem in (smaller, larger):
+            with EmulatedCuda(backend, ARCH, multiprocessors=1) as emulated:
+                budget.run(problem)
+            launches.append(emulated.launches)
+        if all(launches):
+            row = _slope(backend, budget, *launches, budget.units(larger) - budget.units(smaller))
+            found[row.key] = row
+    return found
 
 
 @functools.cache
@@ -92,10 +115,7 @@ def compiled_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Com
     """
     rows: dict[Key, Compiled] = {}
     seen: set[Any] = set()
-    launches = [(run, launch) for run in runs for launch in run.launches]
-    if backend == "triton":
-        cubin.read_kernels((launch.cubin for _, launch in launches), arch)
-    for call, launch in launches:
+    for call, launch in ((run, launch) for run in _disassembled(runs, backend, arch) for launch in run.launches):
         instance = names.readable(launch.kernel)
         threads = math.prod(launch.block)
         asked_for = launch.metadata["hash"] if backend == "triton" else instance
@@ -103,7 +123,7 @@ def compiled_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Com
         if same in seen:
             continue
         seen.add(same)
-        code = shipped()[arch, instance] if backend == "cuda" else _only(launch.cubin)
+        code = machine_code(launch, backend, arch)
         row = Compiled(
             backend=backend,
             operator=call.operator.name,
@@ -129,7 +149,7 @@ def compiled_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Com
 def traffic_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Traffic]:
     """What the launches did, each alone and those of a call together."""
     rows: dict[Key, Traffic] = {}
-    for run in runs:
+    for run in _disassembled(runs, backend, arch):
         kernels = [run.operator.kernel(names.kernel_of(launch.kernel), backend) for launch in run.launches]
         useful = [kernel.macs(run.problem) if kernel.tensor_cores(run.problem) else 0 for kernel in kernels]
         parts = [
@@ -145,7 +165,7 @@ def traffic_rows(runs: Iterable[Run], backend: str, arch: int) -> dict[Key, Traf
 def compiler(backend: str) -> str:
     """What turns the kernels of ``backend`` into machine code here."""
     if backend == "cuda":
-        return f"nvcc {cubin.compiler_of_library(LIBRARY.read_bytes())}"
+        return f"nvcc {cubin.compiler_of(binaries(EXECUTED[0])[0])}"
     import triton
 
     tools = (triton.knobs.nvidia.ptxas, triton.knobs.nvidia.ptxas_blackwell)
@@ -163,9 +183,42 @@ def bytes_per_lane(opcode: str) -> int:
     return int(match.group(1)) // 8 * int(lanes.group(1) if lanes else 1) if match else 0
 
 
-def _only(binary: bytes) -> cubin.MachineCode:
-    (code,) = cubin.read(binary).values()
+def _disassembled(runs: Iterable[Run], backend: str, arch: int) -> list[Run]:
+    """The runs, with what Triton compiled for them read in one go."""
+    runs = list(runs)
+    if backend == "triton":
+        cubin.read_kernels((launch.cubin for run in runs for launch in run.launches), arch)
+    return runs
+
+
+def machine_code(launch: Any, backend: str, arch: int) -> cubin.MachineCode:
+    """What was launched, compiled for ``arch``."""
+    if backend == "cuda":
+        return shipped(arch)[names.readable(launch.kernel)]
+    (code,) = cubin.read(launch.cubin).values()
     return code
+
+
+def resident(launch: Any, code: cubin.MachineCode) -> int:
+    """Blocks of a launch that fit on a multiprocessor at once."""
+    threads = math.prod(launch.block)
+    return occupancy.blocks_per_multiprocessor(code.arch, threads, code.registers, code.shared + launch.shared)
+
+
+def warps(launch: Any) -> int:
+    """Of one block."""
+    return -(-math.prod(launch.block) // occupancy.WARP)
+
+
+def barriers(launches: Iterable[Any]) -> int:
+    """At which blocks wait: what the emulator counts is warps that arrive."""
+    return sum(launch.statistics.barriers // warps(launch) for launch in launches)
+
+
+def products(launches: Iterable[Any], kind: str) -> int:
+    """Instructions on tensor cores whose name has this in it, executed by warps."""
+    executed = (item for launch in launches for item in launch.opcodes.items())
+    return sum(count for opcode, count in executed if re.match(r"(wg)?mma\.", opcode) and kind in opcode)
 
 
 def _runs(
@@ -189,6 +242,31 @@ def _runs(
                 yield Run(operator, name, problem, emulated.launches)
 
 
+def _slope(backend: str, budget: Budget, smaller: list[Any], larger: list[Any], units: int) -> Slope:
+    def more(count: Callable[[list[Any]], int]) -> float:
+        return round((count(larger) - count(smaller)) / units, 2)
+
+    def total(field: str) -> Callable[[list[Any]], int]:
+        return lambda launches: sum(getattr(launch.statistics, field) for launch in launches)
+
+    main = max(larger, key=lambda launch: launch.statistics.warp_instructions)
+    sectors = more(total("global_load_sectors")) + more(total("global_store_sectors"))
+    return Slope(
+        backend=backend,
+        unit=budget.unit,
+        operator=budget.operator,
+        instructions=more(total("warp_instructions")),
+        moved=round(SECTOR * sectors, 2),
+        waves=round(more(total("shared_load_waves")) + more(total("shared_store_waves")), 2),
+        barriers=more(barriers),
+        macs_executed=more(total("matrix_macs")),
+        warpgroup_products=more(lambda launches: products(launches, "wgmma.mma_async")),
+        tf32_products=more(lambda launches: products(launches, "tf32")),
+        warps=warps(main),
+        resident=resident(main, machine_code(main, backend, ARCH)),
+    )
+
+
 def _traffic(
     run: Run, backend: str, arch: int, kernel: str, launches: list[Any], compulsory: int, macs: int
 ) -> Traffic:
@@ -198,6 +276,9 @@ def _traffic(
     def per_request(what: str) -> float:
         return round(total(f"{what}_waves") / max(1, total(f"{what}_requests")), 4)
 
+    (alone, code) = (
+        (launches[0], machine_code(launches[0], backend, arch)) if kernel != WHOLE_OPERATOR else (None, None)
+    )
     asked = [(bytes_per_lane(opcode), count) for launch in launches for opcode, count in launch.opcodes.items()]
     wide = sum(width * count for width, count in asked if width >= 16)
     return Traffic(
@@ -216,4 +297,14 @@ def _traffic(
         store_waves=per_request("shared_store"),
         macs=macs,
         macs_executed=total("matrix_macs"),
+        units=run.operator.unit.count(run.problem),
+        instructions=total("warp_instructions"),
+        waves=total("shared_load_waves") + total("shared_store_waves"),
+        barriers=barriers(launches),
+        warpgroup_products=products(launches, "wgmma.mma_async"),
+        tf32_products=products(launches, "tf32"),
+        warps=warps(alone) if alone else 0,
+        resident=resident(alone, code) if alone else 0,
+        ptx=Emulator(arch).load(alone.ptx).kernels[alone.kernel].instructions if alone else 0,
+        machine=code.instructions if code else 0,
     )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gates.cases import OPERATORS
-from gates.promises import Kernel, Operator, Problem
+from gates.model import H200, kernel_times
+from gates.promises import Kernel, Operator
 from gates.records import Key
-from gates.report import BACKENDS, compilers, head, line, wide
-from gates.roofline import bound_by
+from gates.report import BACKENDS, NONE, budget_lines, compilers, head, line, wide
 from gates.table import Table
 
 PATH = Path(__file__).parents[1] / "KERNELS.md"
@@ -22,16 +22,27 @@ One row for each kernel, with the worst that was found over backends, architectu
 `make gpu-report` prints all of it; `make gpu-table` measures it again and writes `kernels.json` and this page. Tests
 fail where a kernel gets worse. **Nothing here was timed**: the machine code was read, and an emulator counted.
 
-* **bound by**: what takes longest on an H100 at the size of a training batch, each at its full rate: the bytes that
-  cannot be avoided, or the multiply-adds, on tensor cores or without them.
+* **warp instructions** that the first of the measured sizes takes in bfloat16 for each unit of work, as the emulator
+  executes the PTX for sm_90: first Triton, then CUDA C++.
+* **bound by**: the resource that a *model* says is the slowest on an H200 at the size of a training batch
+  (`gates/model.py`): issue slots, DRAM, L2, shared memory or tensor cores.
 * **registers** per thread, of 255; **spills**: instructions that keep values in memory because registers ran out.
 * **moved / compulsory**: the 32-byte sectors of global memory that the accesses touch, each time that they do, over the
   bytes that cannot be avoided: at the first of the measured sizes, which is usual, and at the worst one. Small odd rows
   leave sectors half empty, and products of tiles read their tiles again and again, which the caches catch.
-* **instructions**: tensor cores, 16-byte loads and stores where sizes allow them, and atomics. Those on sm_100 only
+* **uses**: tensor cores, 16-byte loads and stores where sizes allow them, and atomics. Those on sm_100 only
   reserve tensor memory.
 """
-COLUMNS = ("kernel", "bound by", "registers", "spills", "moved / compulsory", "at worst", "instructions")
+COLUMNS = (
+    "kernel", "warp instructions", "per", "bound by", "registers", "spills", "moved / compulsory", "at worst", "uses",
+)  # fmt: skip
+BUDGETS = """
+## What a unit of work may cost
+
+Warp instructions that one unit more adds, in bfloat16 on the emulated sm_90, against what the better and the other
+backend may take. A test holds each to its budget, or where that is missed, to what it takes now. **The time is by the
+model, for an H200; no GPU has run it.**
+"""
 
 
 def markdown(table: Table) -> str:
@@ -41,7 +52,7 @@ def markdown(table: Table) -> str:
         for operator in OPERATORS
         for name in dict.fromkeys(kernel.name for kernel in operator.kernels)
     ]
-    return "\n".join([INTRODUCTION, *head(COLUMNS), *rows, "", compilers(table)])
+    return "\n".join([INTRODUCTION, *head(COLUMNS), *rows, BUDGETS, *budget_lines(table), "", compilers(table)])
 
 
 def _row(operator: Operator, entries: list[Kernel], table: Table) -> str:
@@ -53,14 +64,17 @@ def _row(operator: Operator, entries: list[Kernel], table: Table) -> str:
     )
     usual = next(iter(traffic)).problem
     ratio = max(row["ratio"] for key, row in traffic.items() if key.problem == usual)
+    counted, bound = _counted(operator, traffic)
     return line(
         f"`{name}`",
-        _bounds(operator, entries),
+        counted,
+        operator.unit.name,
+        bound,
         _worst(compiled, "registers"),
         _worst(compiled, "spills"),
         f"{ratio:.2f} {usual}",
         _worst(traffic, "ratio", "{:.2f}"),
-        _instructions(operator, entries, compiled),
+        _uses(operator, entries, compiled),
     )
 
 
@@ -71,23 +85,19 @@ def _worst(rows: dict[Key, dict[str, Any]], column: str, form: str = "{}") -> st
     return f"{value} ({BACKENDS[key.backend]} sm_{key.arch}, {key.problem} {key.dtype})" if rows[key][column] else value
 
 
-def _bounds(operator: Operator, entries: list[Kernel]) -> str:
-    """At full size, or, if the kernel does not run there, at the first size at which it does."""
-
-    def bounds(kernel: Kernel) -> str:
-        found = []
-        for dtype in operator.dtypes:
-            problems = (Problem(sizes, dtype, 90) for sizes in (operator.full_size, *operator.problems.values()))
-            found.append(bound_by(kernel, next(problem for problem in problems if kernel.runs(problem))))
-        return " or ".join(dict.fromkeys(found))
-
-    by_backend = {backend: bounds(kernel) for kernel in entries for backend in kernel.backends}
-    if len(set(by_backend.values())) == 1:
-        return next(iter(by_backend.values()))
-    return ", ".join(f"{what} ({BACKENDS[backend]})" for backend, what in by_backend.items())
+def _counted(operator: Operator, traffic: dict[Key, dict[str, Any]]) -> tuple[str, str]:
+    """Instructions a unit, and what binds: of each backend, at the first size at which the kernel runs."""
+    counted, bounds = [], []
+    for backend in BACKENDS:
+        rows = [
+            row for key, row in traffic.items() if (key.backend, key.arch, key.dtype) == (backend, H200.arch, "bf16")
+        ]
+        counted.append(f"{rows[0]['instructions_per_unit']:,.0f}" if rows else NONE)
+        bounds += [kernel_times(operator, rows[0], H200).bound] if rows else []
+    return " / ".join(counted), " / ".join(dict.fromkeys(bounds))
 
 
-def _instructions(operator: Operator, entries: list[Kernel], compiled: dict[Key, dict[str, Any]]) -> str:
+def _uses(operator: Operator, entries: list[Kernel], compiled: dict[Key, dict[str, Any]]) -> str:
     found = []
     everywhere = _places(compiled, lambda row: True)
     if tensor_cores := _places(compiled, lambda row: row["tensor_cores"]):

@@ -75,6 +75,20 @@ class Kernel:
     backends: tuple[str, ...] = ("triton", "cuda")
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What the work of an operator is counted in."""
+
+    name: str
+    count: Formula
+    """How many of them a problem has."""
+    grows: tuple[str, ...] = ("B",)
+    """The sizes that make more of them and change none."""
+
+
+IMAGE = Unit("image", lambda p: p.B)
+
+
 @dataclass(frozen=True, eq=False)
 class Operator:
     """A primitive of ``torch.ops.mlip_kernels``, the problems that stand for all others, and its kernels."""
@@ -89,9 +103,15 @@ class Operator:
     """Name -> sizes. Small enough to be emulated; together they launch every instance of every kernel. The first is
     the one that the report shows."""
     full_size: Mapping[str, int]
-    """Sizes from training, for the lower bound on time."""
+    """Sizes from training, for the lower bound on time and for the model."""
     dtypes: tuple[str, ...] = field(default=tuple(DTYPES))
+    unit: Unit = IMAGE
 
     def kernel(self, name: str, backend: str) -> Kernel:
         """The promise of kernel ``name`` on ``backend``; KeyError if there is none."""
         return {kernel.name: kernel for kernel in self.kernels if backend in kernel.backends}[name]
+
+    def grown(self, problem: str, dtype: str, arch: int) -> Problem:
+        """As many units as training has, each as large as in one of the problems."""
+        more = {name: self.full_size[name] for name in self.unit.grows}
+        return Problem({**self.problems[problem], **more}, dtype, arch)

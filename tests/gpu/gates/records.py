@@ -1,4 +1,5 @@
-"""The two kinds of rows in the table: what a compiled kernel takes, and what an executed kernel moves."""
+"""The three kinds of rows in the table: what a compiled kernel takes, what an executed kernel does, and how much of
+that one more unit of work adds."""
 
 from __future__ import annotations
 
@@ -96,6 +97,16 @@ class Traffic(Row):
     store_waves: float
     macs: int  # useful ones, on tensor cores
     macs_executed: int  # on tensor cores
+    units: int  # of work, as the operator's entry counts it
+    instructions: int  # of PTX, executed by warps
+    waves: int  # passes over shared memory
+    barriers: int  # at which blocks wait
+    warpgroup_products: int  # wgmma instructions, executed by warps; other products are mma
+    tf32_products: int  # instructions of either kind on TF32, at half the rate of half precision
+    warps: int  # of a block; 0 of a whole operator, as are the next ones
+    resident: int  # blocks that fit on a multiprocessor at once
+    ptx: int  # instructions in the text of the kernel
+    machine: int  # and in its machine code
 
     @property
     def ratio(self) -> float:
@@ -106,4 +117,46 @@ class Traffic(Row):
         return self.distinct / self.compulsory
 
     def fields(self) -> dict[str, Any]:
-        return asdict(self) | {"ratio": round(self.ratio, 4), "distinct_ratio": round(self.distinct_ratio, 4)}
+        derived = {
+            "ratio": round(self.ratio, 4),
+            "distinct_ratio": round(self.distinct_ratio, 4),
+            "instructions_per_unit": round(self.instructions / self.units, 1),
+            "instructions_per_byte": round(self.instructions / self.compulsory, 4),
+        }
+        return asdict(self) | derived
+
+
+class SlopeKey(NamedTuple):
+    """Which slope."""
+
+    backend: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.unit} ({self.backend})"
+
+
+@dataclass(frozen=True)
+class Slope:
+    """What one more unit of work adds to all launches of an operator: the difference of two sizes."""
+
+    backend: str
+    unit: str  # the name of the budget
+    operator: str
+    instructions: float  # of PTX, executed by warps
+    moved: float  # bytes
+    waves: float  # passes over shared memory
+    barriers: float  # at which blocks wait
+    macs_executed: float  # on tensor cores
+    warpgroup_products: float  # wgmma instructions, executed by warps
+    tf32_products: float  # products of TF32
+    warps: int  # of a block of the launch that executes most of the instructions
+    resident: int  # blocks of it that fit on a multiprocessor at once
+
+    @property
+    def key(self) -> SlopeKey:
+        return SlopeKey(self.backend, self.unit)
+
+    def fields(self) -> dict[str, Any]:
+        """What the table stores."""
+        return asdict(self)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gates import occupancy
+from gates.budgets import BUDGETS, Budget, Seconds, by_backend
 from gates.cases import OPERATORS
+from gates.model import GPUS, Times, kernel_times
 from gates.promises import Kernel, Operator, Problem
 from gates.records import WHOLE_OPERATOR, Key
 from gates.roofline import lower_bound
@@ -33,6 +35,12 @@ Every range spans the dtypes and instances (aligned and odd sizes).
   keeps what it has seen. No launch can move less between L2 and DRAM unless an earlier one left it in the cache; one
   whose sectors do not fit into L2 (40 MB on A100, 50 MB on H100) moves more, at most what is *moved*.
 * **useful / executed**: multiply-adds that the result needs, over those that the tensor cores execute.
+* **instructions** of PTX that warps execute for each unit of work; **a byte**: over the compulsory bytes (in the time
+  of a byte from DRAM an H200 can issue 0.24, and does issue about half of that); **waves**: passes over shared memory;
+  **barriers** at which a block waits; **resident**: blocks, of so many warps, on a multiprocessor at once; **machine
+  code / PTX**: instructions in the text of either, far from 1 where ptxas unrolls or folds what was counted.
+* **modelled**: by `gates/model.py`, for as many units as training has, each as large as in the first problem that needs
+  the kernel; and what binds. *A model, not a time: no GPU gave it.*
 * **lower bound, not a time**: compulsory bytes at 3.35 TB/s, or needed multiply-adds at the full rate, whichever takes
   longer (NVIDIA's data sheet of the H100 SXM), at full size. How much slower a kernel is, only a GPU can tell.
 """
@@ -40,12 +48,48 @@ COLUMNS = (
     "kernel", "backend", "arch", "registers", "spills", "shared", "occupancy", "tensor core", "16-byte",
     "moved / compulsory", "distinct / compulsory", "useful / executed", "H100: *lower bound, not a time*",
 )  # fmt: skip
+COUNTS = (
+    "counted", "backend", "arch", "dtype", "instructions", "a byte", "waves", "barriers", "resident",
+    "machine code / PTX", *(f"{gpu.name}, *modelled*" for gpu in GPUS),
+)  # fmt: skip
+BUDGET = (
+    "unit", "Triton", "CUDA C++", "better: at most", "other: at most", "met",
+    "Triton, *modelled*", "CUDA C++, *modelled*", "for so many",
+)  # fmt: skip
 NONE = "–"
 
 
 def markdown(table: Table) -> str:
     """The whole text."""
-    return "\n".join([INTRODUCTION, *(_section(operator, table) for operator in OPERATORS), compilers(table)])
+    sections = (_section(operator, table) for operator in OPERATORS)
+    parts = [INTRODUCTION, "## Budgets\n", *budget_lines(table), "", *sections, compilers(table)]
+    return "\n".join(parts)
+
+
+def budget_lines(table: Table) -> list[str]:
+    """A table of all budgets: warp instructions that a unit of work adds, limits, and times by the model."""
+    return [*head(BUDGET), *(budget_line(budget, by_backend(table.slopes, budget)) for budget in BUDGETS)]
+
+
+def budget_line(budget: Budget, slopes: Mapping[str, Mapping[str, Any]]) -> str:
+    taken = [f"{slopes[backend]['instructions']:,.0f}" if backend in slopes else NONE for backend in BACKENDS]
+    modelled = [_modelled(budget.times(slopes[backend])) if backend in slopes else NONE for backend in BACKENDS]
+    if isinstance(budget.limit, Seconds):
+        limits = (f"{duration(budget.limit.seconds)}, as {budget.limit.of}", NONE)
+    else:
+        limits = (f"{budget.limit.better:,}", f"{budget.limit.other:,}")
+    met = NONE if not slopes else "yes" if budget.kept(slopes) else "**no**"
+    return line(budget.unit, *taken, *limits, met, *modelled, f"{budget.amount:,}")
+
+
+def _modelled(times: Times) -> str:
+    return f"{duration(times.total)}, {times.bound}"
+
+
+def duration(seconds: float) -> str:
+    """With two digits: ``1.5 ms`` or ``37 µs``."""
+    value, unit = (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "µs")
+    return f"{float(f'{value:.2g}'):g} {unit}"
 
 
 def compilers(table: Table) -> str:
@@ -70,6 +114,10 @@ def _section(operator: Operator, table: Table) -> str:
     for name in (*(kernel.name for kernel in operator.kernels), WHOLE_OPERATOR):
         for backend in BACKENDS:
             lines += _movement(operator, name, backend, _rows(table.traffic, operator, name, backend))
+    lines += ["", f"Counted for each {operator.unit.name}:\n", *head(COUNTS)]
+    for name in dict.fromkeys(kernel.name for kernel in operator.kernels):
+        for backend in BACKENDS:
+            lines += _counts(operator, _rows(table.traffic, operator, name, backend))
     return "\n".join([*lines, ""])
 
 
@@ -104,6 +152,27 @@ def _movement(operator: Operator, name: str, backend: str, rows: list[dict]) -> 
     waves = [_span((row[waves] for row in rows if row[waves]), "{:.1f}") for waves in ("load_waves", "store_waves")]
     title = "the whole operator" if name == WHOLE_OPERATOR else f"`{name}`"
     return [line(title, BACKENDS[backend], *ratios, ", ".join(waves))]
+
+
+def _counts(operator: Operator, rows: list[dict]) -> list[str]:
+    """Of the first problem that needs the kernel."""
+    return [
+        line(
+            f"`{row['kernel']}`",
+            BACKENDS[row["backend"]],
+            f"sm_{row['arch']}",
+            row["dtype"],
+            f"{row['instructions_per_unit']:,.0f}",
+            f"{row['instructions_per_byte']:.2f}",
+            f"{row['waves'] / row['units']:,.0f}",
+            f"{row['barriers'] / row['units']:,.1f}",
+            f"{row['resident']} of {row['warps']}",
+            f"{row['machine']} / {row['ptx']}",
+            *(_modelled(kernel_times(operator, row, gpu)) if gpu.arch == row["arch"] else NONE for gpu in GPUS),
+        )
+        for row in rows
+        if row["problem"] == rows[0]["problem"]
+    ]
 
 
 def _rows(rows: Mapping[Key, dict[str, Any]], operator: Operator, kernel: str, backend: str) -> list[dict[str, Any]]:

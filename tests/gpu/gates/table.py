@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gates.budgets import BUDGETS
 from gates.cases import OPERATORS
 from gates.promises import Operator
-from gates.records import Key
+from gates.records import Key, SlopeKey
 
 PATH = Path(__file__).parents[1] / "kernels.json"
+PARTS = ("compiled", "traffic", "slopes")
+BACKENDS = ("triton", "cuda")
 
 
 @dataclass(frozen=True)
@@ -22,23 +25,25 @@ class Table:
     """Backend -> its compilers."""
     compiled: dict[Key, dict[str, Any]]
     traffic: dict[Key, dict[str, Any]]
+    slopes: dict[SlopeKey, dict[str, Any]]
 
 
 def load(path: Path = PATH) -> Table:
     """The checked-in table."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    rows = {
-        name: [dict(zip(content[f"{name}_columns"], row, strict=True)) for row in content[name]]
-        for name in ("compiled", "traffic")
-    }
-    return Table(content["made_with"], _keyed(rows["compiled"]), _keyed(rows["traffic"]))
+    rows = {name: [dict(zip(content[f"{name}_columns"], row, strict=True)) for row in content[name]] for name in PARTS}
+    slopes = {SlopeKey(row["backend"], row["unit"]): row for row in rows["slopes"]}
+    return Table(content["made_with"], _keyed(rows["compiled"]), _keyed(rows["traffic"]), slopes)
 
 
 def save(table: Table, path: Path = PATH) -> None:
     parts = [f' "made_with": {json.dumps(table.made_with)}']
-    for name, rows in (("compiled", table.compiled), ("traffic", table.traffic)):
+    for name in PARTS:
+        rows = getattr(table, name)
         columns = list(next(iter(rows.values()), {}))
-        lines = ",\n".join(f"  {json.dumps([row[column] for column in columns])}" for row in rows.values())
+        lines = ",\n".join(
+            f"  {json.dumps([row[column] for column in columns], ensure_ascii=False)}" for row in rows.values()
+        )
         parts.append(f' "{name}_columns": {json.dumps(columns)},\n "{name}": [\n{lines}\n ]')
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
@@ -49,24 +54,11 @@ def measured(operators: tuple[Operator, ...] = OPERATORS) -> Table:
     Raises:
         RuntimeError: a tool is missing.
     """
-    from gates import measure
+    from gates import measure, workers
 
-    for backend in measure.ARCHITECTURES:
-        if reason := measure.missing(backend):
-            raise RuntimeError(f"the table holds Triton and CUDA C++ kernels, but this {reason}")
-    compiled = {
-        key: row.fields()
-        for backend, architectures in measure.ARCHITECTURES.items()
-        for arch in architectures
-        for key, row in measure.compiled(backend, arch, operators).items()
-    }
-    traffic = {
-        key: row.fields()
-        for backend in measure.ARCHITECTURES
-        for arch in measure.EXECUTED
-        for key, row in measure.traffic(backend, arch, operators).items()
-    }
-    return Table({backend: measure.compiler(backend) for backend in measure.ARCHITECTURES}, compiled, traffic)
+    rows = workers.rows(operators)
+    made_with = {backend: measure.compiler(backend) for backend in measure.ARCHITECTURES}
+    return Table(made_with, _in_order(rows["compiled"]), _in_order(rows["traffic"]), _slopes_in_order(rows["slopes"]))
 
 
 def launching(names: Iterable[str], operators: Iterable[Operator] = OPERATORS) -> tuple[Operator, ...]:
@@ -93,32 +85,40 @@ def replaced(recorded: Table, rows: Table, operators: Iterable[Operator]) -> Tab
             f"the table was made with {recorded.made_with}, but here is {rows.made_with}: remake all of it"
         )
     names = {operator.name for operator in operators}
+
+    def kept(rows: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+        return {key: row for key, row in rows.items() if row["operator"] not in names}
+
     return Table(
         recorded.made_with,
-        _replaced(recorded.compiled, rows.compiled, names),
-        _replaced(recorded.traffic, rows.traffic, names),
+        _in_order(kept(recorded.compiled) | rows.compiled),
+        _in_order(kept(recorded.traffic) | rows.traffic),
+        _slopes_in_order(kept(recorded.slopes) | rows.slopes),
     )
 
 
-def _replaced(recorded: Mapping[Key, Any], rows: Mapping[Key, Any], names: set[str]) -> dict[Key, Any]:
-    """In the order of a table that is made in one go, and without operators that are no more."""
+def _in_order(rows: Mapping[Key, dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+    """By backend and architecture, then in the order of the entries; without operators that are no more."""
     entries = {operator.name: operator for operator in OPERATORS}
     order = list(entries)
-    backends = list(dict.fromkeys(key.backend for key in recorded))
 
     def place(key: Key) -> tuple[int, ...]:
         entry = entries[key.operator]
         within = (
             (key.problem, list(entry.problems)),
             (key.dtype, list(entry.dtypes)),
-            (key.kernel, [kernel.name for kernel in entry.kernels]),
+            (key.kernel, list(dict.fromkeys(kernel.name for kernel in entry.kernels))),
         )
         found = (values.index(value) if value in values else len(values) for value, values in within)
-        return backends.index(key.backend), key.arch, order.index(key.operator), *found
+        return BACKENDS.index(key.backend), key.arch, order.index(key.operator), *found
 
-    kept = {key: row for key, row in recorded.items() if key.operator in entries and key.operator not in names}
-    kept.update(rows)
-    return {key: kept[key] for key in sorted(kept, key=place)}
+    return {key: rows[key] for key in sorted((key for key in rows if key.operator in entries), key=place)}
+
+
+def _slopes_in_order(rows: Mapping[SlopeKey, dict[str, Any]]) -> dict[SlopeKey, dict[str, Any]]:
+    units = [budget.unit for budget in BUDGETS]
+    places = {SlopeKey(backend, unit): None for unit in units for backend in BACKENDS}
+    return {key: rows[key] for key in places if key in rows}
 
 
 def of(

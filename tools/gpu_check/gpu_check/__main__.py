@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from gpu_check import record, report
+from mlip_kernels import _cuda_choices
 from mlip_kernels._variables import read
 
 PHASES = {
@@ -50,7 +51,8 @@ def main() -> int:
     results.unlink(missing_ok=True)
     ended = {phase: _process(phase, arguments) for phase in arguments.phases}
     found = record.read(results)
-    (arguments.output / "choices.json").write_text(json.dumps(report.choices(found), indent=1) + "\n")
+    choices = report.choices(found, _cuda_choices.load(), datetime.date.today().isoformat())
+    (arguments.output / _cuda_choices.PATH.name).write_text(_cuda_choices.text(choices), encoding="utf-8")
     page = report.page(found, ended)
     (arguments.output / "report.md").write_text(page, encoding="utf-8")
     print(page)

@@ -5,38 +5,63 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from mlip_kernels import _cuda_choices
+
 BACKENDS = ("triton", "cuda")
 CLEARLY = 1.1
-"""How many times as fast a backend has to be for another choice than the first."""
+"""How many times as fast another choice has to be for the choice to change."""
 
 
-def choices(results: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """``{operator: {dtype: "triton" | "cuda" | "eager"}}`` by the slower of device and host, forward and backward.
+def choices(results: list[dict[str, Any]], table: _cuda_choices.Table, date: str) -> dict[str, dict[str, Any]]:
+    """``table`` with the rows of the operators that were timed, by the slower of device and host.
 
-    A backend with a wrong or failed result of an operator is not chosen for it; where none is left, eager PyTorch is.
+    A registered operator costs what the calls cost that run it; one that only gradients run, what these add. A backend
+    with a wrong or failed result is not chosen; where none is left, plain PyTorch is. What was not timed in float16 is
+    as in bfloat16.
     """
+    costs = _costs(results)
+    chosen = {arch: dict(rows) for arch, rows in table.items()}
+    for arch, operator in dict.fromkeys((arch, operator) for arch, operator, _ in costs):
+        was = _cuda_choices.row(operator, int(arch.removeprefix("sm_")), table) or {}
+        row = {}
+        for dtype in ("bfloat16", "float32", "float16"):
+            timed = costs.get((arch, operator, dtype))
+            alike = row.get("bfloat16") if dtype == "float16" else None
+            best = _best(timed, was.get(dtype)) if timed else alike or was.get(dtype)
+            row |= {dtype: best} if best else {}
+        if set(row) == set(_cuda_choices.DTYPES):
+            ordered = {dtype: row[dtype] for dtype in _cuda_choices.DTYPES}
+            chosen.setdefault(arch, {})[operator] = {**ordered, "basis": "measured", "date": date}
+    return chosen
+
+
+def _best(costs: dict[str, float], was: str | None) -> str:
+    best = min(costs, key=costs.__getitem__)
+    return was if was in costs and costs[was] <= CLEARLY * costs[best] else best
+
+
+def _costs(results: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, float]]:
+    """Architecture, registered operator, dtype -> choice -> seconds."""
     wrong = {
         (r["phase"].partition("-")[2], r["name"].partition(",")[0])
         for r in results
         if r["phase"].startswith(("correctness-", "capture-")) and "error" in r
     }
-    seconds: dict[tuple[str, str], dict[str, float]] = {}
-    for r in results:
-        if not r["phase"].startswith("times-") or "kernels" not in r:
-            continue
-        backend, key = r["phase"].partition("-")[2], (r["operator"], r["dtype"])
-        found = seconds.setdefault(key, {})
-        found["eager"] = found.get("eager", 0.0) + _cost(r.get("eager")) / len(BACKENDS)
-        if (backend, r["operator"]) not in wrong:
-            found[backend] = found.get(backend, 0.0) + _cost(r["kernels"])
-    chosen: dict[str, dict[str, str]] = {}
-    for (operator, dtype), found in sorted(seconds.items()):
-        best = next(name for name in (*BACKENDS, "eager") if name in found)
-        for name in found:
-            if found[name] * CLEARLY < found[best]:
-                best = name
-        chosen.setdefault(operator, {})[dtype] = best
-    return chosen
+    timed = [r for r in results if r["phase"].startswith("times-") and "kernels" in r and r["arch"].startswith("sm_")]
+    forward = {(r["phase"], r["workload"], r["dtype"]): r for r in timed if r["direction"] == "forward"}
+    costs: dict[tuple[str, str, str], dict[str, float]] = {}
+    for r in timed:
+        backend, before = r["phase"].partition("-")[2], forward.get((r["phase"], r["workload"], r["dtype"]))
+        less = before if r is not before else None
+        primitives = set(r["primitives"]) - set(less["primitives"] if less else ())
+        for operator in primitives:
+            found = costs.setdefault((r["arch"], operator, r["dtype"]), {})
+            taken = {"plain": "eager"} if (backend, r["operator"]) in wrong else {"plain": "eager", backend: "kernels"}
+            for choice, times in taken.items():
+                seconds = max(0.0, _cost(r.get(times)) - _cost(less.get(times) if less else None))
+                share = 1 / len(BACKENDS) if choice == "plain" else 1  # timed beside either backend
+                found[choice] = found.get(choice, 0.0) + seconds * share
+    return costs
 
 
 def _cost(times: dict[str, float] | None) -> float:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpu_check.clock import measure
 from gpu_check.record import Recorder
 from gpu_check.workloads import Workload, forward, trained, workloads
-from mlip_kernels import use_reference
+from mlip_kernels import _library, use_reference
 
 DTYPES = (torch.bfloat16, torch.float32)
 
@@ -25,7 +27,9 @@ def run(recorder: Recorder, device: torch.device, only: str | None = None) -> No
                     continue
                 with recorder.case(_named(workload, dtype, direction)) as facts:
                     facts |= {"operator": workload.operator, "dtype": str(dtype).removeprefix("torch.")}
+                    facts |= {"workload": workload.name, "direction": direction, "arch": _architecture(device)}
                     call()
+                    facts["primitives"] = primitives(call)
                     facts["kernels"] = times = measure(call, device)._asdict()
                     if direction == "forward":
                         facts["bytes/s"] = workload.bytes / times["device"]
@@ -55,6 +59,35 @@ def run_compiled(recorder: Recorder, device: torch.device, only: str | None = No
             with recorder.case(_named(workload, DTYPES[0], direction), seconds=40) as facts:
                 call()
                 facts["compiled"] = measure(call, device)._asdict()
+
+
+class _Ran(TorchDispatchMode):
+    """Notes which registered operators with GPU kernels run, also inside those that have none of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = function.overloadpacket.__name__
+        if function.namespace != _library.LIBRARY.ns or _library.has_kernels(name):
+            self.names |= {name} if function.namespace == _library.LIBRARY.ns else set()
+            return function(*args, **(kwargs or {}))
+        with self:
+            return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
+
+
+def primitives(call: Callable[[], object]) -> list[str]:
+    """The registered operators with GPU kernels that a call runs."""
+    with _Ran() as ran:
+        call()
+    return sorted(ran.names)
+
+
+def _architecture(device: torch.device) -> str:
+    if device.type != "cuda":
+        return device.type
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
 def _named(workload: Workload, dtype: torch.dtype, direction: str) -> str:

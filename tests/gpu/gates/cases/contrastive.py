@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gates.promises import Kernel, Operator, Problem, always, reserves_tensor_memory
+from gates.promises import Kernel, Operator, Problem, Unit, always, reserves_tensor_memory
 from gates.records import SECTOR
 
 FLOAT = 4  # bytes of a float32, which shares, means and their gradients are in any dtype
@@ -17,6 +17,7 @@ PROBLEMS = {
     "long": {"B": 1, "N": 196, "C": 8, "M": 32, "D": 64, "masked": 1},
 }
 FULL_SIZE = {"B": 1024, "N": 49, "C": 1024, "M": 77, "D": 512, "masked": 0}
+PAIR = Unit("pair", lambda p: p.B * p.C, grows=("B", "C"))
 
 
 def images(p: Problem) -> Tensor:
@@ -105,7 +106,8 @@ PAIR_PROBLEMS = {
     "odd": {"B": 77, "C": 77, "both": 1, "smooth": 1},
     "rows": {"B": 100, "C": 384, "both": 0, "smooth": 0},
 }
-PAIR_FULL_SIZE = {"B": 32768, "C": 32768, "both": 1, "smooth": 0}
+PAIR_FULL_SIZE = {"B": 4096, "C": 4096, "both": 1, "smooth": 0}
+LOGITS = Unit("1,024 logits", lambda p: -(-p.B * p.C // 1024), grows=("B", "C"))
 TILE_ROWS = 64
 
 
@@ -212,6 +214,7 @@ OPERATORS = (
         ),
         problems=PROBLEMS,
         full_size=FULL_SIZE,
+        unit=PAIR,
     ),
     Operator(
         "contrastive_token_maxima_backward",
@@ -238,6 +241,7 @@ OPERATORS = (
         ),
         problems=PROBLEMS,
         full_size=FULL_SIZE,
+        unit=PAIR,
     ),
     Operator(
         "contrastive_pair_cross_entropy",
@@ -249,6 +253,7 @@ OPERATORS = (
         ),
         problems=PAIR_PROBLEMS,
         full_size=PAIR_FULL_SIZE,
+        unit=LOGITS,
     ),
     Operator(
         "contrastive_pair_cross_entropy_backward",
@@ -268,5 +273,6 @@ OPERATORS = (
         ),
         problems=PAIR_PROBLEMS,
         full_size=PAIR_FULL_SIZE,
+        unit=LOGITS,
     ),
 )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gates.promises import Kernel, Operator, Problem, reserves_tensor_memory
+from gates.promises import Kernel, Operator, Problem, Unit, reserves_tensor_memory
 from mlip_kernels.spectral.constants import constant, dct_matrix, fft_matrix, rfft_matrix
 
 FLOAT = 4  # bytes of a float32, which matrices, weights and partial sums are in any dtype
@@ -22,6 +22,7 @@ ALWAYS_FOURIER = {name: sizes | {"fourier": 1} for name, sizes in COSINE.items()
 FULL_SIZE = {"B": 256, "H": 14, "W": 14, "D": 768, "prefix": 1, "fourier": 0}
 FOURIER_FULL_SIZE = FULL_SIZE | {"fourier": 1}
 BANDS = 4
+CHANNELS = Unit("32 channels of an image", lambda p: p.B * -(-p.D // 32), grows=("B", "D"))
 
 
 def orthonormal(build: object, n: int) -> Tensor:
@@ -167,6 +168,7 @@ OPERATORS = (
         kernels=(stages("spectral_separable_kernel", bytes=separable_bytes, macs=one_way, wide_stores=vectors),),
         problems=COSINE,
         full_size=FULL_SIZE,
+        unit=CHANNELS,
     ),
     Operator(
         "spectral_separable, long token axis",
@@ -179,6 +181,7 @@ OPERATORS = (
         ),
         problems={"long": TOKENS["tokens"] | {"W": 196, "prefix": 0}},
         full_size=FULL_SIZE | {"H": 1, "W": 197},
+        unit=CHANNELS,
     ),
     Operator(
         "spectral_analysis",
@@ -187,6 +190,7 @@ OPERATORS = (
         kernels=(stages("spectral_analysis_kernel", bytes=analysis_bytes, macs=one_way, wide_stores=vectors),),
         problems=ALWAYS_FOURIER,
         full_size=FOURIER_FULL_SIZE,
+        unit=CHANNELS,
     ),
     Operator(
         "spectral_synthesis",
@@ -200,6 +204,7 @@ OPERATORS = (
         kernels=(stages("spectral_synthesis_kernel", bytes=synthesis_bytes, macs=one_way, wide_stores=vectors),),
         problems=ALWAYS_FOURIER,
         full_size=FOURIER_FULL_SIZE,
+        unit=CHANNELS,
     ),
     Operator(
         "spectral_filtered",
@@ -208,6 +213,7 @@ OPERATORS = (
         kernels=(stages("spectral_filtered_kernel", bytes=filtered_bytes, macs=there_and_back, wide_stores=vectors),),
         problems=BATCH | BOTH,
         full_size=FULL_SIZE,
+        unit=CHANNELS,
     ),
     Operator(
         "spectral_filtered_backward_weight",
@@ -227,7 +233,8 @@ OPERATORS = (
             ),
         ),
         problems=BATCH | BOTH,
-        full_size=FULL_SIZE | {"B": 16},
+        full_size=FULL_SIZE,
+        unit=CHANNELS,
     ),
     Operator(
         "spectral_band_energy",
@@ -236,6 +243,7 @@ OPERATORS = (
         kernels=(stages("spectral_band_energy_kernel", bytes=band_bytes, macs=one_way),),
         problems=BOTH,
         full_size=FULL_SIZE,
+        unit=CHANNELS,
     ),
     Operator(
         "spectral_band_energy_backward",
@@ -253,6 +261,7 @@ OPERATORS = (
         ),
         problems=BOTH,
         full_size=FULL_SIZE,
+        unit=CHANNELS,
     ),
     Operator(
         "spectral_token_energy",
@@ -271,6 +280,7 @@ OPERATORS = (
         ),
         problems=BOTH,
         full_size=FULL_SIZE,
+        unit=CHANNELS,
     ),
     Operator(
         "spectral_token_energy_backward",
@@ -288,5 +298,6 @@ OPERATORS = (
         ),
         problems=BOTH,
         full_size=FULL_SIZE,
+        unit=CHANNELS,
     ),
 )
