@@ -35,6 +35,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         arguments: the leading parameters: tensors, None for those left out, integers and floats.
         constants: the ``tl.constexpr`` parameters, and options such as ``num_warps``.
     """
+    if not isinstance(kernel, triton.JITFunction):  # but a function of Triton's interpreter
+        kernel[grid](*arguments, **constants)
+        return
     addresses = 0
     key = [triton.runtime.driver.active.get_current_device()]
     for argument in arguments:
@@ -54,8 +57,6 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         compiled[(*grid, 1, 1)](*arguments, *rest)
         return
     compiled = kernel[grid](*arguments, **constants)
-    if compiled is None:  # Triton's interpreter compiles nothing
-        return
     if len(launches) >= MOST_LAUNCHES:
         launches.clear()
     launches[name] = compiled, tuple(constants[parameter.name] for parameter in kernel.params[len(arguments) :])
