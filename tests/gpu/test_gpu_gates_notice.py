@@ -234,22 +234,28 @@ def cuda_samples(compile_samples) -> dict[str, cubin.MachineCode]:
     return {name: code for (_, name), code in cubin.read(compile_samples("cubin")).items()}
 
 
-def test_bank_conflicts_are_noticed(compile_samples):
+def test_bank_conflicts_are_noticed(compile_samples, cuda_samples, monkeypatch):
+    from emulated_cuda import launch as launches
     from ptx_emulator import Emulator
+
+    monkeypatch.setattr(measure, "shipped", lambda arch: cuda_samples)
 
     ptx, rows = compile_samples("ptx").decode(), {}
     for name in ("padded", "in_one_bank"):
         x = torch.arange(64.0 * 64).view(64, 64)
         y = torch.zeros(64, 64)
-        launch = Emulator(80).launch(ptx, name, (2, 2), (32, 32), [x, y, 64, 64])
+        done = Emulator(80).launch(ptx, name, (2, 2), (32, 32), [x, y, 64, 64])
         assert torch.equal(y, x.T)
+        grid, block, code = (2, 2, 1), (32, 32, 1), launches.Compiled(name, 80, ptx)
+        launch = launches.LaunchRecord(code, "cuda", grid, block, 0, done.statistics, done.opcodes)
         kernel = Kernel(name, bytes=lambda p: 2 * 4 * 64 * 64)
         operator = Operator("transpose", lambda p: None, kernel.bytes, (kernel,), {"sample": {}}, {})
-        run = Run(operator, "sample", Problem({}, "fp32", 80), [launch])
+        run = Run(operator, "sample", Problem({"B": 1}, "fp32", 80), [launch])
         rows[name] = next(iter(traffic_rows([run], "cuda", 80).values()))
     assert not judge.movement(rows["padded"], rows["padded"].fields())
-    complaints = judge.movement(rows["in_one_bank"], rows["padded"].fields())
-    only(complaints, "passes over shared memory per load grew from 1.0 to 32.0: bank conflicts")
+    per_load, *_, in_all = judge.movement(rows["in_one_bank"], rows["padded"].fields())
+    assert per_load.endswith("passes over shared memory per load grew from 1.0 to 32.0: bank conflicts")
+    assert in_all.endswith("passes over shared memory grew from 256 to 4224")
 
 
 @pytest.mark.parametrize("arch", measure.ARCHITECTURES["triton"])
