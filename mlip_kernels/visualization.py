@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +113,14 @@ def _origin(model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     if isinstance(model, MLIP):
         return model.encode_image_tokens(images)[0].origin, model.visual.grid
     visual = _patched(model)
+    forward = visual.forward_merged
     if isinstance(visual, timm.MergingModel):
-        _, _, plan = visual.forward_merged(images)
         prefix, grid = visual.num_prefix_tokens, tuple(visual.patch_embed.dynamic_feat_size(tuple(images.shape[2:])))
     elif hasattr(visual, "grid_size"):
-        _, _, plan = visual.forward_merged(images)
         prefix, grid = 1, tuple(visual.grid_size)
     else:
-        _, _, plan = _encoded(model, visual, images)
-        prefix, grid = visual.prefix_tokens, visual.grid
+        prefix, grid, forward = visual.prefix_tokens, visual.grid, partial(_encoded, model, visual)
+    _, _, plan = forward(images)
     if plan is None:
         return torch.arange(grid[0] * grid[1]).expand(len(images), -1), grid
     return plan.track()[:, prefix:] - prefix, grid
