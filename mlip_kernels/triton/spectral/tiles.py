@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mlip_kernels.triton import with_unit_stride
+from mlip_kernels.triton.launch import next_power_of_2
 
 LARGEST_GRID = 32  # points or coefficients along an axis of a grid that is a tile
 LARGEST_AXIS = 64  # points or coefficients of a token axis that is a tile
@@ -151,7 +152,7 @@ def parts_of(batch: int, wanted: int) -> int:
 
 
 def _padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+    return max(16, next_power_of_2(size))
 
 
 # --- tiles: matrices and elements ------------------------------------------------------------------------------------
